@@ -1,0 +1,25 @@
+"""The JSON schema of a FineTuneJob file, for editors (yaml-language-server): completion, help, unknown fields."""
+
+from typing import Any
+
+from finetune_api.job import FineTuneJob
+from finetune_api.schema import json_schema
+
+
+def editor_schema(notice: str) -> dict[str, Any]:
+    """JSON Schema (draft 7) of a FineTuneJob; cross-field rules are left to ``finetune validate``.
+
+    Args:
+        notice: What generated it, for those who open the file.
+    """
+    schema = _plain(json_schema(FineTuneJob))
+    # The models know these two by heart; a file must say them.
+    schema["required"] = ["apiVersion", "kind", *schema["required"]]
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "$comment": notice, **schema}
+
+
+def _plain(schema: Any) -> Any:
+    """``schema`` without Kubernetes' own words."""
+    if isinstance(schema, dict):
+        return {name: _plain(value) for name, value in schema.items() if not name.startswith("x-kubernetes-")}
+    return [_plain(item) for item in schema] if isinstance(schema, list) else schema

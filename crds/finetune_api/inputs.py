@@ -1,0 +1,123 @@
+"""What a run starts from: the model, and the samples with how they are read, divided and changed."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from finetune_api.base import (
+    ApiModel,
+    Count,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    Rule,
+    Source,
+    Unique,
+    Word,
+    requires,
+)
+
+
+class ModelSpec(ApiModel):
+    """The model to start from: a checkpoint, or an architecture made at random from its configuration."""
+
+    source: Source | None = None
+    """Checkpoint folder: `hf://owner/name`, `pvc://claim/path` or `file:///path`.
+    Without it, `config` makes a new model."""
+    revision: Word | None = None
+    """Commit, tag or branch of an `hf://` source. Pin a commit to make the run reproducible."""
+    tokenizer: Source | None = None
+    """Where the tokenizer lies, if not beside the model."""
+    dropout: Fraction | None = None
+    """Dropout probability of every dropout layer, 0 to 1. Unset: what the checkpoint's configuration says."""
+    config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    """Fields of the architecture's configuration to set (`model_type` is needed when there is no `source`)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. The runtime must consent as well."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.source) || has(self.config)",
+            check=lambda model: model.source is not None or model.config is not None,
+            message="must have source, or config with model_type to make a new model",
+        ),
+        requires("revision", "source"),
+    )
+
+
+class Columns(ApiModel):
+    """Names of the columns (CSV, Parquet) or keys (JSON Lines) to read. Image folders need none."""
+
+    text: Word = "text"
+    """The text; for causal-lm, the text to learn."""
+    text_pair: Word | None = None
+    """The second text of a pair."""
+    label: Word = "label"
+    """The class, the list of classes (`multiLabel`) or the number to predict (regression)."""
+    image: Word = "image"
+    """Path of the image, relative to the file that names it."""
+
+
+class Split(ApiModel):
+    """How one source is divided. The three are proportions: 7, 2, 1 says the same as 0.7, 0.2, 0.1."""
+
+    train: PositiveFloat = 7
+    """Share of the training set."""
+    validation: PositiveFloat = 2
+    """Share of the validation set; ignored when `validationSource` is given."""
+    test: NonNegativeFloat = 1
+    """Share of the test set; 0 for none; ignored when `testSource` is given."""
+    stratify: bool = True
+    """Keep the classes' proportions in every part (single-label classification)."""
+    seed: Count = 0
+    """Seed of the division; the same seed and data give the same parts."""
+
+
+class ImageAugmentation(ApiModel):
+    """Random changes of training images, a function of (seed, epoch, sample): a resumed run repeats them exactly."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0
+    """Rotate by an angle drawn from ± this many degrees."""
+    crop_min_area: Annotated[float, Field(gt=0, le=1)] = 1
+    """Crop to an area drawn from this share to 1 of the image, then scale back; 1 does not crop."""
+    horizontal_flip: Fraction = 0
+    """Probability of a horizontal flip."""
+
+
+class Augmentation(ApiModel):
+    """Random changes of training samples."""
+
+    image: ImageAugmentation | None = None
+    """Changes of images."""
+
+
+class DataSpec(ApiModel):
+    """The samples: where they lie, what is in them and how they become batches."""
+
+    source: Source
+    """File, folder of files, or folder of images (`class/image.png`): `file:///`, `pvc://` or `hf://` (a dataset
+    repository)."""
+    validation_source: Source | None = None
+    """Validation set that you bring; `source` is then not divided for one."""
+    test_source: Source | None = None
+    """Test set that you bring; `source` is then not divided for one."""
+    revision: Word | None = None
+    """Commit, tag or branch of `hf://` sources."""
+    format: Literal["csv", "jsonl", "parquet", "imagefolder"] | None = None
+    """Format of the source. Unset: told from the file names."""
+    columns: Columns = Columns()
+    """Names of the columns."""
+    labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=10_000), Unique(ordered=True)] | None = None
+    """The classes, in the order of their ids. Unset: those found in the training data, sorted."""
+    multi_label: bool = False
+    """A sample may have any number of classes: the label is a list, or a string divided by `labelSeparator`."""
+    label_separator: Annotated[str, Field(min_length=1, max_length=8)] = "|"
+    """What divides the classes of a multi-label string."""
+    split: Split = Split()
+    """How `source` is divided into training, validation and test set."""
+    augmentation: Augmentation | None = None
+    """Random changes of training samples."""
+    max_length: Annotated[int, Field(ge=2, le=1_048_576)] | None = None
+    """Longest sequence in tokens; longer texts are truncated. Unset: the model's limit, 512 at most."""
+    padding: Literal["longest", "maxLength"] = "longest"
+    """Pad to the longest sample of a batch (fast), or always to `maxLength` (fixed shapes)."""

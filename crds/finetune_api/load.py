@@ -1,0 +1,89 @@
+"""Reading a FineTuneJob from YAML, strictly: what the API server would refuse is refused here, with better words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from finetune_api.base import API_VERSION
+from finetune_api.errors import Fault, SpecError, faults_of, field_model
+from finetune_api.job import FineTuneJob
+from finetune_api.strict_yaml import parse_yaml, read_yaml
+
+
+def read_job(path: Path, overrides: tuple[str, ...] = ()) -> FineTuneJob:
+    """The FineTuneJob in a YAML or JSON file.
+
+    Args:
+        path: The file.
+        overrides: ``spec.training.epochs=1`` each; the value is read as YAML, an empty one unsets the field.
+
+    Raises:
+        SpecError: The file cannot be read, is not YAML, or is not a valid FineTuneJob. No fault names the file.
+    """
+    document = read_yaml(path)
+    for override in overrides:
+        document = _with_override(document, override)
+    return parse_job(document)
+
+
+def parse_job(document: Any) -> FineTuneJob:
+    """The FineTuneJob in plain JSON types; a field that is null counts as unset, as the API server has it.
+
+    Raises:
+        SpecError: It is not valid; every fault is listed.
+    """
+    if document is None:
+        raise SpecError((Fault("", "is empty; it must hold one FineTuneJob"),))
+    if not isinstance(document, dict):
+        raise SpecError((Fault("", f"must be one FineTuneJob (a map), got a {type(document).__name__}"),))
+    for name, right in (("apiVersion", API_VERSION), ("kind", "FineTuneJob")):
+        if document.get(name) != right:
+            raise SpecError((Fault(name, _wrong(right, document.get(name))),))
+    try:
+        # Through JSON, because strict models take a list for a tuple and a string for a time from JSON alone.
+        text = json.dumps(_without_nulls(document, FineTuneJob))
+        return FineTuneJob.model_validate_json(text, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise SpecError(faults_of(error, FineTuneJob)) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError((Fault("", f"holds something that JSON cannot: {error}"),)) from error
+
+
+def _wrong(right: str, found: Any) -> str:
+    return f"must be {right}, got {found!r}" if found is not None else f"is required and missing; it must be {right}"
+
+
+def _without_nulls(value: Any, model: type[BaseModel] | None) -> Any:
+    """``value`` without the null fields of its objects; free maps such as ``spec.model.config`` keep theirs."""
+    if model is None:
+        return value
+    if isinstance(value, list):
+        return [_without_nulls(item, model) for item in value]
+    if isinstance(value, dict):
+        given = {name: item for name, item in value.items() if item is not None}
+        return {name: _without_nulls(item, field_model(model, name)) for name, item in given.items()}
+    return value
+
+
+def _with_override(document: Any, override: str) -> Any:
+    """``document`` (changed in place) with the field set that ``override`` names."""
+    path, separator, text = override.partition("=")
+    if not separator or not path.startswith("spec."):
+        raise SpecError((Fault(f"--set {override}", "must read spec.field=value"),))
+    if not isinstance(document, dict):
+        return document
+    *parents, last = path.split(".")
+    parent = document
+    for name in parents:
+        if parent.get(name) is None:
+            parent[name] = {}
+        parent = parent[name]
+        if not isinstance(parent, dict):
+            raise SpecError((Fault(f"--set {override}", f"{name} is not a map"),))
+    try:
+        parent[last] = parse_yaml(text)
+    except SpecError as error:
+        raise SpecError(tuple(Fault(f"--set {override}", fault.message) for fault in error.faults)) from error
+    return document
