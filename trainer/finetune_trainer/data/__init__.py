@@ -1,0 +1,1 @@
+"""From files to batches: read, label, divide, encode, augment, order."""

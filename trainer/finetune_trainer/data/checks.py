@@ -1,0 +1,71 @@
+"""What every sample must have, whatever format it was read from.
+
+Invariant: after these checks no text is empty, no label is missing and every image is there; the first sample that is
+otherwise is named by file and line.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune_trainer.data.columns import FIELDS
+from finetune_trainer.errors import DataError, NotFoundError
+
+
+def checked(batch: pa.RecordBatch, path: Path, name: str) -> pa.RecordBatch:
+    """``batch`` of the file at ``path``, its images' paths made absolute. Raises DataError or NotFoundError."""
+    for role in set(batch.schema.names) & {"text", "text_pair", "image"}:
+        _check_filled(batch, role, name)
+    if "label" in batch.schema.names:
+        _check_labels(batch, name)
+    if "image" in batch.schema.names:
+        images = _image_paths(batch, path, name)
+        return batch.set_column(batch.schema.names.index("image"), "image", images)
+    return batch
+
+
+def _check_filled(batch: pa.RecordBatch, role: str, name: str) -> None:
+    column = batch[role]
+    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), fill_value=True)
+    index = pc.index(empty, value=True).as_py()
+    if index >= 0:
+        found = "is empty" if column[index].is_valid else "is null"
+        raise DataError(f"{_place(batch, index, name)}: {FIELDS[role]}: {found}; fill it in or remove the row")
+
+
+def _check_labels(batch: pa.RecordBatch, name: str) -> None:
+    """No null. An empty string is for ``find_labels`` to judge, for it may say "none of the classes"."""
+    column = batch["label"]
+    missing = column.is_null()
+    if pa.types.is_list(column.type) and column.values.null_count:
+        holed = pc.is_in(
+            pa.array(range(len(column))), pc.list_parent_indices(column).filter(column.flatten().is_null())
+        )
+        missing = pc.or_(missing, holed)
+    index = pc.index(missing, value=True).as_py()
+    if index >= 0:
+        found = "has null in its list" if column[index].is_valid else "is null"
+        raise DataError(f"{_place(batch, index, name)}: {FIELDS['label']}: {found}; label the sample or remove it")
+
+
+def check_label_type(batch: pa.RecordBatch, expected: pa.DataType, name: str) -> None:
+    """Labels are of the type of those before."""
+    if batch["label"].type != expected:
+        found, before = (
+            ("is a list", "are not") if pa.types.is_list(batch["label"].type) else ("is no list", "are lists")
+        )
+        raise DataError(f"{_place(batch, 0, name)}: {FIELDS['label']}: {found}, where the labels before {before}")
+
+
+def _image_paths(batch: pa.RecordBatch, path: Path, name: str) -> pa.Array:
+    """Absolute paths: those in ``batch`` are relative to the folder of the file at ``path``."""
+    paths = [path.parent / relative for relative in batch["image"].to_pylist()]
+    for index, image in enumerate(paths):
+        if not image.is_file():
+            raise NotFoundError(f"{_place(batch, index, name)}: {FIELDS['image']}: {image} is not there")
+    return pa.array([str(image) for image in paths], pa.string())
+
+
+def _place(batch: pa.RecordBatch, index: int, name: str) -> str:
+    return f"{name}:{batch['row'][index].as_py()}"

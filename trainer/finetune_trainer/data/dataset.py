@@ -1,0 +1,182 @@
+"""Samples ready for the model: a torch Dataset of encoded texts or of images, fetched a batch at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune_trainer.data.order import Indices, Share, parts_of
+from finetune_trainer.tasks import IGNORED, Target
+
+Key = tuple[int, int]
+"""(epoch, index); index -1 - i is a stand-in for sample i that counts for nothing."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes: ``inputs`` of the model, the target, and which samples they are.
+
+    ``input_ids``, ``attention_mask``: (n, T) int64; ``pixel_values``: (n, C, H, W) float32. A stand-in batch has
+    ``is_counted`` false: it is computed and left out of loss and metrics.
+    """
+
+    inputs: dict[str, Tensor]
+    target: Tensor
+    indices: Indices
+    is_counted: bool = True
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on ``device``."""
+        if device.type == "cpu":
+            return self
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return Batch(inputs, self.target.to(device, non_blocking=True), self.indices, self.is_counted)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory (DataLoader calls this)."""
+        inputs = {name: value.pin_memory() for name, value in self.inputs.items()}
+        return Batch(inputs, self.target.pin_memory(), self.indices, self.is_counted)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of many texts, flat and memory-mapped: text i is ``ids[offsets[i]:offsets[i + 1]]``."""
+
+    ids: np.ndarray[Any, np.dtype[np.int32]]
+    offsets: Indices
+    second: np.ndarray[Any, np.dtype[np.int32]] | None
+    """(N,) where the second text of a pair starts; None if the model does not tell the two apart."""
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) tokens of each text."""
+        return np.diff(self.offsets)
+
+
+class Part(Dataset[Batch]):
+    """One part (train, validation, test) of the data."""
+
+    rows: Indices
+    """(n,) rows of the source that belong to this part; an index below is a position in it."""
+    lengths: Indices | None
+    """(n,) tokens of each sample; None for images."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> Batch:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The batch of these samples (DataLoader's way to fetch many at once)."""
+        indices = np.array([index if index >= 0 else -1 - index for _, index in keys])
+        return self.batch(keys[0][0], indices, is_counted=keys[0][1] >= 0)
+
+    def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:
+        """The batch of samples ``indices`` (n,) as ``epoch`` has them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class TextPart(Part):
+    """Texts, padded to the longest of a batch or to a fixed length."""
+
+    rows: Indices
+    encoded: Encoded
+    targets: Tensor | None
+    """(N, …) target of every row of the source; None if the tokens are the target."""
+    pad_id: int
+    fixed_length: int | None = None
+    multiple: int = 1
+    always_mask: bool = False
+    lengths: Indices = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", self.encoded.lengths[self.rows])
+
+    def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:  # noqa: ARG002 - texts are always the same
+        """Padded ids; the mask is left out where nothing is padded (attention is faster without one)."""
+        lengths = self.lengths[indices]
+        width = self.fixed_length or -(-int(lengths.max()) // self.multiple) * self.multiple
+        ids = np.full((len(indices), width), self.pad_id, np.int64)
+        positions = np.arange(width)
+        mask = positions < lengths[:, None]
+        rows = self.rows[indices]
+        offsets = self.encoded.offsets
+        ids[mask] = np.concatenate([self.encoded.ids[offsets[row] : offsets[row + 1]] for row in rows])
+        inputs = {"input_ids": torch.from_numpy(ids)}
+        if self.always_mask or not mask.all():
+            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        if self.encoded.second is not None:
+            types = (positions >= self.encoded.second[rows][:, None]) & mask
+            inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64))
+        target = self.targets[rows] if self.targets is not None else torch.from_numpy(np.where(mask, ids, IGNORED))
+        return Batch(inputs, target, indices, is_counted)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePart(Part):
+    """Images, read, changed (training only) and scaled for the model."""
+
+    rows: Indices
+    paths: Sequence[str]
+    """Path of every row of the source."""
+    targets: Tensor
+    """(N, …) target of every row of the source."""
+    read: Callable[[Path], Any]
+    """Path → PIL image; raises DataError."""
+    process: Callable[[list[Any]], Tensor]
+    """PIL images → pixel values (n, C, H, W) float32."""
+    augment: Callable[[Any, int, int], Any] | None = None
+    """(image, epoch, index) → changed image; a function of the three and of the run's seed."""
+    lengths: None = None
+
+    def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:
+        """Pixel values of these images."""
+        rows = self.rows[indices]
+        images = [self.read(Path(self.paths[row])) for row in rows.tolist()]
+        if self.augment is not None:
+            images = [self.augment(image, epoch, int(index)) for image, index in zip(images, indices, strict=True)]
+        return Batch({"pixel_values": self.process(images)}, self.targets[rows], indices, is_counted)
+
+
+def load_batches(
+    part: Part, batches: Sequence[Indices], share: Share, *, epoch: int, workers: int, pin: bool
+) -> DataLoader[Batch]:
+    """A DataLoader of this process's parts of ``batches``, in order.
+
+    Args:
+        part: The samples.
+        batches: Global batches (see ``order``).
+        share: Which parts are ours.
+        epoch: The epoch, for augmentation.
+        workers: Processes that fetch ahead; 0 fetches in line.
+        pin: Fetch into page-locked memory, for a GPU.
+    """
+    return DataLoader(
+        part,
+        batch_sampler=_Keys(list(parts_of(batches, share, epoch))),
+        collate_fn=_same,  # type: ignore[arg-type] # __getitems__ makes the batch
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+class _Keys(list[list[Key]]):
+    """A batch sampler that is a list."""
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def targets_tensor(target: Target, values: Any) -> Tensor:
+    """Targets of all rows as a tensor: ids (N,) int64, 0/1 (N, C) float32 or numbers (N,) float32."""
+    dtype = torch.int64 if target == Target.CLASS else torch.float32
+    return torch.tensor(values, dtype=dtype)

@@ -1,0 +1,109 @@
+"""Texts to token ids: once for all runs, in parallel, cached as flat arrays that processes map into memory."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from finetune_trainer.data.cache import Beat, cached
+from finetune_trainer.data.dataset import Encoded
+
+_CHUNK = 4096
+_FORMAT = 1
+
+
+def encode_texts(
+    table: pa.Table,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    end_id: int | None,
+    key: Mapping[str, Any],
+    cache: Path,
+    beat: Beat,
+) -> Encoded:
+    """Token ids of every row of ``table`` (columns ``text`` and perhaps ``text_pair``).
+
+    Args:
+        table: The texts, (N,) rows.
+        tokenizer: A tokenizer of transformers; a fast one uses every core.
+        max_length: Longest sequence in tokens, special tokens counted; of a pair the longer text is truncated first.
+        end_id: Token to end every text with (causal-lm); None to leave that to the tokenizer.
+        key: What identifies the texts.
+        cache: Folder of prepared data.
+        beat: Called for every chunk.
+    """
+    identity = {
+        "format": _FORMAT,
+        "texts": dict(key),
+        "tokenizer": _fingerprint(tokenizer),
+        "maxLength": max_length,
+        "end": end_id,
+    }
+    return cached(
+        cache,
+        "tokens",
+        identity,
+        build=lambda folder: _build(folder, table, tokenizer, max_length, end_id, beat),
+        load=_load,
+        beat=beat,
+    )
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    settings = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.model_input_names]
+    return hashlib.sha256((content + json.dumps(settings, default=str, sort_keys=True)).encode()).hexdigest()
+
+
+def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, end_id: int | None, beat: Beat) -> None:
+    lengths: list[np.ndarray[Any, Any]] = []
+    seconds: list[np.ndarray[Any, Any]] = []
+    with (folder / "ids.bin").open("wb") as file:
+        for chunk in _chunks(table):
+            rows, second = _encode_chunk(tokenizer, chunk, max_length, end_id)
+            lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
+            seconds.append(second)
+            np.concatenate([np.asarray(row, np.int32) for row in rows]).tofile(file)
+            beat()
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64))
+    if "token_type_ids" in tokenizer.model_input_names:
+        np.save(folder / "second.npy", np.concatenate(seconds))
+
+
+def _chunks(table: pa.Table) -> Iterator[dict[str, list[str]]]:
+    columns = [name for name in ("text", "text_pair") if name in table.column_names]
+    for batch in table.select(columns).to_batches(max_chunksize=_CHUNK):
+        yield batch.to_pydict()
+
+
+def _encode_chunk(
+    tokenizer: Any, chunk: dict[str, list[str]], max_length: int, end_id: int | None
+) -> tuple[list[list[int]], "np.ndarray[Any, np.dtype[np.int32]]"]:
+    """Ids of each text, and where its second text starts (its length if there is none)."""
+    encoded = tokenizer(
+        chunk["text"],
+        chunk.get("text_pair"),
+        truncation=True,
+        max_length=max_length - (end_id is not None),
+        return_attention_mask=False,
+        return_token_type_ids="text_pair" in chunk and "token_type_ids" in tokenizer.model_input_names,
+    )
+    ids = encoded["input_ids"]
+    if end_id is not None:
+        ids = [row if row and row[-1] == end_id else [*row, end_id] for row in ids]
+    types = encoded.get("token_type_ids")
+    second = [row.index(1) if 1 in row else len(row) for row in types] if types else list(map(len, ids))
+    return ids, np.asarray(second, np.int32)
+
+
+def _load(folder: Path) -> Encoded:
+    offsets = np.load(folder / "offsets.npy")
+    ids = np.memmap(folder / "ids.bin", np.int32, "r", shape=(int(offsets[-1]),))
+    second = folder / "second.npy"
+    return Encoded(ids, offsets, np.load(second) if second.exists() else None)

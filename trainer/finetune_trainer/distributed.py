@@ -1,0 +1,128 @@
+"""The processes of a run: joining them, agreeing on small numbers, wrapping the model so that gradients are shared.
+
+Small numbers (counts, flags) are reduced over gloo on the CPU, also on GPU runs: the GPU's queue is never waited for.
+"""
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from finetune_api.job import JobSpec
+from finetune_trainer.context import Context
+from finetune_trainer.errors import PlatformError
+
+T = TypeVar("T")
+
+JOIN_TIMEOUT = dt.timedelta(minutes=30)
+"""For the slowest worker to pull its image, prepare data and load the model."""
+
+
+class Group:
+    """All processes of the run."""
+
+    def __init__(self, context: Context, *, has_gpu: bool) -> None:
+        self.rank = context.rank
+        self.size = context.world_size
+        self._control: Any = None
+        if self.size > 1:
+            if has_gpu:
+                torch.cuda.set_device(context.local_rank)
+            dist.init_process_group("nccl" if has_gpu else "gloo", timeout=JOIN_TIMEOUT)
+            self._control = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT)
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over all ranks. Exact for integers up to 2⁵³."""
+        if self.size == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._control)
+        return tensor.tolist()
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value (anything picklable, among our own processes), on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait for every rank. Before leaving: a process that just exits looks like a lost peer."""
+        if self.size > 1:
+            dist.barrier(group=self._control)
+
+
+def make_accelerator(spec: JobSpec, context: Context) -> Accelerator:
+    """Accelerate's view of this process: device, precision, loss scaling, trackers.
+
+    Raises:
+        PlatformError: The precision asked for is not to be had on this device.
+    """
+    has_gpu = torch.cuda.is_available()
+    if spec.training.precision == "fp16" and not has_gpu:
+        raise PlatformError("spec.training.precision: fp16 needs a GPU, and there is none; use bf16, fp32 or auto")
+    trackers = [
+        name for name, asked in (("tensorboard", spec.tracking.tensorboard), ("wandb", spec.tracking.wandb)) if asked
+    ]
+    return Accelerator(
+        cpu=not has_gpu,
+        mixed_precision={"fp32": "no"}.get(precision := precision_of(spec), precision),
+        log_with=trackers or None,
+        project_dir=str(context.run.trackers),
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def precision_of(spec: JobSpec) -> str:
+    """fp32, bf16 or fp16: what is asked for, or for ``auto`` bf16 on a GPU that has it."""
+    if spec.training.precision != "auto":
+        return spec.training.precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def share_model(model: nn.Module, layers: Sequence[nn.Module], spec: JobSpec, accelerator: Accelerator) -> nn.Module:
+    """The model whose backward pass averages gradients over all processes (DDP or FSDP2)."""
+    model.to(accelerator.device)
+    if accelerator.num_processes == 1:
+        return model
+    if spec.distributed.strategy == "fsdp":
+        return _shard(model, layers, precision_of(spec), accelerator.device)
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[accelerator.device.index] if accelerator.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Batch norm's statistics are rank 0's everywhere, as in its checkpoints; other buffers never change.
+        forward_sync_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),
+    )
+
+
+def _shard(model: nn.Module, layers: Sequence[nn.Module], precision: str, device: torch.device) -> nn.Module:
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype else MixedPrecisionPolicy()
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+@contextlib.contextmanager
+def gradient_sync(model: nn.Module, *, is_last: bool) -> Iterator[None]:
+    """Within: backward sums gradients locally, and shares them only if this is the last part of the batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+        yield
+    elif isinstance(model, nn.parallel.DistributedDataParallel) and not is_last:
+        with model.no_sync():
+            yield
+    else:
+        yield

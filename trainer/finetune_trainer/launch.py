@@ -1,0 +1,260 @@
+"""A worker: starts one process a device, watches over them, ends them together, and says how it went.
+
+``python -m finetune_trainer.launch`` is the command of a pod and of a local worker; its variables are those of
+``finetune_api.wiring``. The processes find each other by torch.distributed's own variables (RANK, WORLD_SIZE,
+MASTER_ADDR, MASTER_PORT), which Accelerate reads, so that ``torchrun -m finetune_trainer`` works as well.
+
+Invariant: when it returns, no process of its own is alive, and the termination message tells the first failure, not
+its consequences. It imports no torch: a worker is up in a tenth of a second.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from finetune_api.errors import SpecError
+from finetune_api.job import FineTuneJob
+from finetune_api.load import read_job
+from finetune_api.outcomes import Cause, ExitCode, cause_of
+from finetune_api.status import TERMINATION_MESSAGE_BYTES, TerminationMessage
+from finetune_api.wiring import STACKS_FILE, RunFolder, Variable
+from finetune_trainer.attempts import record_end
+from finetune_trainer.scratch import heartbeat_path, rank_message_path
+
+log = logging.getLogger("finetune.worker")
+
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 5.0
+"""For the others to notice by themselves that a peer is gone, before they are killed."""
+DUMP_SECONDS = 1.0
+"""For a stalled process to write its stacks."""
+START_SECONDS = 120.0
+"""Imports alone may take this long on a busy machine; until its first sign of life a process is given it."""
+
+
+@dataclass
+class Rank:
+    """One process."""
+
+    number: int
+    local: int
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; 128 + signal if a signal ended it, as a shell has it."""
+        code = self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+
+@dataclass
+class Worker:
+    """The processes of one worker, from start to end."""
+
+    job: FineTuneJob
+    environment: Mapping[str, str]
+    scratch: Path
+    oom_kills: int = 0
+    """The kernel's count of processes that it killed for memory in this container, at the start."""
+    ranks: list[Rank] = field(default_factory=list)
+    asked_to_leave: bool = False
+
+    @property
+    def index(self) -> int:
+        """This worker among all."""
+        return int(self.environment.get(Variable.WORKER, "0"))
+
+    def start(self) -> None:
+        """Start every process."""
+        for local in range(self.job.spec.distributed.processes):
+            variables = {**self.environment, **rank_variables(self.job, self.index, local, self.environment)}
+            heartbeat_path(self.scratch, local).touch()
+            number = int(variables["RANK"])
+            rank_message_path(self.scratch, number).unlink(missing_ok=True)
+            # Sessions of their own: Ctrl-C in a terminal is the command's to handle, not theirs.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_trainer"], env=variables, start_new_session=True
+            )
+            self.ranks.append(Rank(number, local, process))
+
+    def watch(self) -> TerminationMessage:
+        """Wait for the end; returns how it went, with every process gone."""
+        parent, started = os.getppid(), time.time()
+        while True:
+            failed = [rank for rank in self.ranks if rank.exit_code not in (None, 0)]
+            if failed:
+                return self._end_together(failed)
+            if all(rank.exit_code == 0 for rank in self.ranks):
+                return self._word_of(self.ranks[0])
+            if os.getppid() != parent:
+                self.ask_to_leave()
+            stalled = self._stalled(started)
+            if stalled:
+                return self._end_stalled(stalled)
+            time.sleep(POLL_SECONDS)
+
+    def ask_to_leave(self) -> None:
+        """Pass SIGTERM on: save and leave."""
+        if not self.asked_to_leave:
+            self.asked_to_leave = True
+            self._signal(signal.SIGTERM)
+
+    def _end_together(self, failed: list[Rank]) -> TerminationMessage:
+        """A process failed: the others cannot go on without it."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and any(rank.exit_code is None for rank in self.ranks):
+            time.sleep(POLL_SECONDS)
+        self.kill()
+        others = [rank for rank in self.ranks if rank not in failed]
+        words = [self._word_of(rank) for rank in (*failed, *others)]
+        return next((word for word in words if word.exit_code not in (0, ExitCode.RETRY)), words[0])
+
+    def _word_of(self, rank: Rank) -> TerminationMessage:
+        """What a process said of its end, or what its exit code says if it could not."""
+        path = rank_message_path(self.scratch, rank.number)
+        code = rank.exit_code
+        assert code is not None
+        try:
+            message = TerminationMessage.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return _wordless(rank.number, code, is_oom=count_oom_kills() > self.oom_kills)
+        return message if message.exit_code == code else _wordless(rank.number, code, is_oom=False)
+
+    def _stalled(self, started: float) -> list[Rank]:
+        timeout = self.job.spec.recovery.stall_timeout_seconds
+        now = time.time()
+        if now - started < max(timeout, START_SECONDS) and not all(
+            self._has_beaten(rank, started) for rank in self.ranks
+        ):
+            return []
+        return [
+            rank
+            for rank in self.ranks
+            if rank.exit_code is None and now - heartbeat_path(self.scratch, rank.local).stat().st_mtime > timeout
+        ]
+
+    def _has_beaten(self, rank: Rank, started: float) -> bool:
+        return heartbeat_path(self.scratch, rank.local).stat().st_mtime > started
+
+    def _end_stalled(self, stalled: list[Rank]) -> TerminationMessage:
+        """Have every process write its stacks, then end them all."""
+        self._signal(signal.SIGUSR1)
+        self._signal(signal.SIGCONT)  # a stopped process writes its stacks once it goes on
+        time.sleep(DUMP_SECONDS)
+        self.kill()
+        numbers = ", ".join(str(rank.number) for rank in stalled)
+        return TerminationMessage(
+            exit_code=ExitCode.RETRY,
+            cause=Cause.STALLED,
+            message=f"rank {numbers}: nothing progressed for {self.job.spec.recovery.stall_timeout_seconds} s"
+            f" (spec.recovery.stallTimeoutSeconds); the stacks of all processes are in {self.scratch / STACKS_FILE}",
+        )
+
+    def kill(self) -> None:
+        """End whatever is left."""
+        self._signal(signal.SIGKILL)
+        for rank in self.ranks:
+            rank.process.wait()
+
+    def _signal(self, number: int) -> None:
+        for rank in self.ranks:
+            if rank.exit_code is None:
+                rank.process.send_signal(number)
+
+
+def rank_variables(job: FineTuneJob, worker: int, local: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of one process, as torchrun would set them."""
+    spread = job.spec.distributed
+    cores = max(1, len(os.sched_getaffinity(0)) // spread.processes)
+    return {
+        "RANK": str(worker * spread.processes + local),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(spread.world_size),
+        "LOCAL_WORLD_SIZE": str(spread.processes),
+        "MASTER_ADDR": environment.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": environment.get("MASTER_PORT", "29400"),
+        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(cores)),
+        "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "true"),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def count_oom_kills() -> int:
+    """How often the kernel killed for memory in this container so far (cgroup v2, else v1); 0 if it does not tell."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            lines = Path(path).read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        counts = dict(line.split() for line in lines)
+        return int(counts.get("oom_kill", 0))
+    return 0
+
+
+def _wordless(number: int, code: int, *, is_oom: bool) -> TerminationMessage:
+    """What to say of a process that could say nothing itself."""
+    if code <= 128:  # noqa: PLR2004 - above are signals
+        return TerminationMessage(
+            exit_code=code, cause=cause_of(code), message=f"rank {number} left with exit code {code}"
+        )
+    name = signal.Signals(code - 128).name
+    if is_oom:
+        text = f"rank {number} was killed for memory; raise spec.distributed.resources.memory or lower the batch size"
+        return TerminationMessage(exit_code=code, cause=Cause.OUT_OF_MEMORY, message=text)
+    is_crash = name in {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"}
+    cause = Cause.APPLICATION if is_crash else Cause.PREEMPTED if name == "SIGTERM" else Cause.INFRASTRUCTURE
+    return TerminationMessage(exit_code=code, cause=cause, message=f"rank {number} was ended by {name}")
+
+
+def bounded(message: TerminationMessage) -> bytes:
+    """The message as JSON of at most 4,096 bytes: metrics and progress go before the sentence does."""
+    text = message.model_dump_json(exclude_none=True).encode()
+    if len(text) > TERMINATION_MESSAGE_BYTES:
+        text = message.model_copy(update={"report": None}).model_dump_json(exclude_none=True).encode()
+    if len(text) > TERMINATION_MESSAGE_BYTES:
+        short = message.model_copy(update={"report": None, "message": message.message[:200]})
+        text = short.model_dump_json(exclude_none=True).encode()
+    return text
+
+
+def main() -> int:
+    """Run this worker's processes; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s [worker] %(message)s", datefmt="%H:%M:%S")
+    environment = dict(os.environ)
+    run = RunFolder(Path(environment[Variable.RUN]))
+    scratch = Path(environment.setdefault(Variable.SCRATCH, str(run.root)))
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        job = read_job(Path(environment[Variable.JOB]))
+    except SpecError as error:
+        message = TerminationMessage(exit_code=ExitCode.BAD_SPEC, cause=Cause.CONFIGURATION, message=str(error)[:1000])
+    else:
+        message = _run(Worker(job, environment, scratch, oom_kills=count_oom_kills()))
+    log.info("%s (exit code %d)", message.message, message.exit_code)
+    if environment.get(Variable.WORKER, "0") == "0":
+        record_end(run.attempts, attempt=int(environment.get(Variable.ATTEMPT, "1")), message=message)
+    Path(environment.get(Variable.TERMINATION_LOG, scratch / "termination.json")).write_bytes(bounded(message))
+    return message.exit_code
+
+
+def _run(worker: Worker) -> TerminationMessage:
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        worker.ask_to_leave()
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        worker.start()
+        return worker.watch()
+    finally:
+        worker.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

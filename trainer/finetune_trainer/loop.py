@@ -1,0 +1,240 @@
+"""The training loop, one for every task: it reads from top to bottom.
+
+Invariants:
+- The gradient of a step is that of the mean loss over the whole batch, whatever the number of processes and parts: each
+  part's loss is its sum times world size over the batch's target count, and processes average.
+- Randomness inside a step (dropout) is seeded by (seed, step, rank), so that a resumed run needs no generator's state.
+- Nobody waits for a process that has left: flags are reduced over all ranks before each step.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from finetune_api.job import JobSpec
+from finetune_api.status import Stage
+from finetune_trainer.course import Course, RunState, advance, evaluated, saved
+from finetune_trainer.data.dataset import Batch, Part, load_batches
+from finetune_trainer.data.order import BatchSize, Share, epoch_batches
+from finetune_trainer.distributed import Group, gradient_sync
+from finetune_trainer.errors import Diverged, Preempted
+from finetune_trainer.evaluate import Judge
+from finetune_trainer.heartbeat import Heartbeat
+from finetune_trainer.history import History
+from finetune_trainer.metrics import METRICS, is_better, summary
+from finetune_trainer.optimizer import set_rates
+from finetune_trainer.progress import Reporter
+from finetune_trainer.signals import StopRequest
+from finetune_trainer.snapshot import Checkpointer, state_tensors
+from finetune_trainer.strategies import set_training
+from finetune_trainer.tasks import Task
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_STEPS = 50
+"""Steps in a row that fp16's loss scaling may skip, halving the scale each time, before the run counts as diverged."""
+
+
+@dataclass
+class Loop:
+    """One run's training, from a state to the end."""
+
+    spec: JobSpec
+    task: Task
+    model: nn.Module
+    """As it is called: compiled, wrapped for DDP or FSDP."""
+    inner: nn.Module
+    """The same without wrapping."""
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    group: Group
+    train_part: Part
+    validation_part: Part
+    batch_size: BatchSize
+    course: Course
+    judge: Judge
+    watched: str
+    checkpointer: Checkpointer
+    reporter: Reporter
+    heartbeat: Heartbeat
+    stop: StopRequest
+    history: History | None
+    """Rank 0 only."""
+    loader_workers: int
+    _skipped: int = 0
+
+    def run(self, state: RunState) -> RunState:
+        """Train from ``state`` to the end of the course; the last checkpoint is complete when this returns.
+
+        Raises:
+            Preempted: A process was asked to leave; the state is saved.
+            Diverged: The gradient is not finite.
+            PlatformError: A checkpoint could not be written.
+        """
+        set_training(self.model)
+        try:
+            state = self._settle(state)
+            batches = self._batches(state)
+            while not self.course.is_finished(state):
+                parts, samples, batches_in_epoch = next(batches)
+                state = self._step(state, parts, samples, batches_in_epoch)
+                state = self._settle(state)
+        except Preempted:
+            self._save(state)
+            self.checkpointer.wait()
+            raise Preempted(f"asked to leave; step {state.step} is saved") from None
+        self.checkpointer.wait()
+        return state
+
+    def _batches(self, state: RunState) -> Iterator[tuple[list[Batch], int, int]]:
+        """From the state's position on: our parts of a batch, samples in the whole batch, batches an epoch."""
+        share = Share(self.group.rank, self.group.size, self.spec.training.gradient_accumulation)
+        part, seed, pin = self.train_part, self.spec.training.seed, self.accelerator.device.type == "cuda"
+        epoch, start = state.epoch, state.batch
+        while True:
+            batches = epoch_batches(len(part), part.lengths, self.batch_size, seed=seed, epoch=epoch)
+            loader = iter(load_batches(part, batches[start:], share, epoch=epoch, workers=self.loader_workers, pin=pin))
+            for batch in batches[start:]:
+                yield [next(loader) for _ in range(share.parts)], len(batch), len(batches)
+            epoch, start = epoch + 1, 0
+
+    def _step(self, state: RunState, parts: list[Batch], samples: int, batches_in_epoch: int) -> RunState:
+        """One optimizer step."""
+        counted = sum(int(self.task.counts(part.target).sum()) for part in parts if part.is_counted)
+        count, asked_to_leave = self.group.sum([counted, float(self.stop.is_set)])
+        if asked_to_leave:
+            raise Preempted
+        seed_step(self.spec.training.seed, state.step, self.group.rank)
+        local_loss = self._backward(parts, count)
+        loss = self.group.sum([local_loss])[0] / max(1.0, count)
+        norm = self._clip()
+        self._check_finite(state, loss, norm)
+        set_rates(self.optimizer, self.course.factor(state))
+        self.checkpointer.before_update()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state = advance(state, samples, batches_in_epoch)
+        self._tell(state, loss, norm, samples)
+        return state
+
+    def _backward(self, parts: list[Batch], count: float) -> float:
+        """Forward and backward of every part; returns the sum of the losses."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, part in enumerate(parts, 1):
+            batch = part.to(self.accelerator.device)
+            with gradient_sync(self.model, is_last=number == len(parts)):
+                with self.accelerator.autocast():
+                    logits = self.model(**batch.inputs).logits
+                    loss = self.task.losses(logits, batch.target).sum()
+                if not batch.is_counted:
+                    loss = loss * 0
+                self.accelerator.backward(loss * (self.group.size / max(1.0, count)))
+            total += loss.detach()
+        return total.item()
+
+    def _clip(self) -> float:
+        """Scale the gradient to ``maxGradNorm``; returns its norm before, the same on every rank."""
+        limit = self.spec.training.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.inner.parameters(), limit)
+        assert isinstance(norm, Tensor)
+        return full(norm).item()
+
+    def _check_finite(self, state: RunState, loss: float, norm: float) -> None:
+        if math.isfinite(norm) and math.isfinite(loss):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        if self.accelerator.scaler is not None and self._skipped <= MAX_SKIPPED_STEPS:
+            return
+        kept = (
+            f"the checkpoint of step {state.saved_step} is intact" if state.saved_step > 0 else "nothing was saved yet"
+        )
+        raise Diverged(
+            f"loss {loss:g} with gradient norm {norm:g} at step {state.step + 1}; {kept}."
+            " Lower spec.strategy.learningRate, set spec.training.maxGradNorm, or look for extreme values in the data"
+        )
+
+    def _tell(self, state: RunState, loss: float, norm: float, samples: int) -> None:
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        self.heartbeat.beat()
+        self.reporter.step(state, loss=loss, learning_rate=rate, grad_norm=norm)
+        if self.history is not None:
+            line = {"kind": "step", "step": state.step, "epoch": state.position, "loss": loss}
+            self.history.write(line | {"learningRate": rate, "gradNorm": norm, "samples": samples})
+        if self.accelerator.trackers:
+            self.accelerator.log(
+                {"train/loss": loss, "train/learningRate": rate, "train/gradNorm": norm}, step=state.step
+            )
+
+    def _settle(self, state: RunState) -> RunState:
+        """Between two steps: evaluate and save if that is due."""
+        if self.course.is_evaluation_due(state):
+            state = self._evaluate(state)
+        if self.course.is_save_due(state):
+            state = self._save(state)
+        return state
+
+    def _evaluate(self, state: RunState) -> RunState:
+        self.reporter.pause()
+        self.reporter.set(stage=Stage.EVALUATING, stage_percent=0.0)
+        metrics = self.judge.evaluate(self.model, self.validation_part, progress=self._tell_percent)
+        stopping = self.spec.early_stopping
+        mode = (stopping.mode if stopping else None) or METRICS[self.watched].mode
+        after = evaluated(
+            state,
+            self.course,
+            metrics,
+            watched=self.watched,
+            improves=lambda value, best: is_better(
+                value, best, mode=mode, min_delta=stopping.min_delta if stopping else 0
+            ),
+            patience=stopping.patience if stopping else None,
+        )
+        self._tell_evaluation(after)
+        return after
+
+    def _tell_percent(self, percent: float) -> None:
+        self.reporter.set(stage_percent=percent)
+
+    def _tell_evaluation(self, state: RunState) -> None:
+        improved = state.without_improvement == 0
+        self.reporter.set(stage=Stage.TRAINING, stage_percent=None, state=state)
+        if self.history is not None:
+            line = {"kind": "evaluation", "step": state.step, "epoch": state.position, "metrics": dict(state.metrics)}
+            self.history.write(line | {"improved": improved})
+            log.info("step %d: %s%s", state.step, summary(state.metrics), " (best)" if improved else "")
+        if self.accelerator.trackers:
+            self.accelerator.log(
+                {f"validation/{name}": value for name, value in state.metrics.items()}, step=state.step
+            )
+
+    def _save(self, state: RunState) -> RunState:
+        if state.step in (0, state.saved_step):
+            return state
+        state = replace(saved(state, self.course), loss_scaling=self._loss_scaling())
+        tensors = state_tensors(self.inner, self.optimizer, whole=self.spec.model.source is None)
+        best = state.best.step if state.best and self.spec.checkpoint.keep_best else None
+        self.checkpointer.save(state.to_json(), tensors, best_step=best)
+        return state
+
+    def _loss_scaling(self) -> dict[str, float]:
+        return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler is not None else {}
+
+
+def full(value: Tensor) -> Tensor:
+    """A tensor that FSDP2 may have left distributed, as a whole."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step of one process."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
