@@ -1,0 +1,1 @@
+"""The `finetune` command, and the local cluster that `finetune run` uses."""

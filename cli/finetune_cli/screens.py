@@ -1,0 +1,165 @@
+"""The last screen: what came of a run, where everything lies, and what to do next.
+
+A screen is a tuple of lines, each a text and its style (one of ``good``, ``bad``, ``dim``, ``plain``).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune_api.job import FineTuneJob, TaskName
+from finetune_api.outcomes import Cause, ExitCode
+from finetune_api.status import Attempt, Condition, JobStatus, Phase, Reason, Result
+from finetune_api.wiring import STACKS_FILE
+from finetune_cli import words
+from finetune_cli.store import Store
+
+Line = tuple[str, str]
+LOG_LINES = 20
+_LOG_TAIL_BYTES = 16_384
+_PIPELINES: dict[TaskName, str] = {
+    "text-classification": 'pipeline("text-classification", model={model!r})',
+    "text-regression": 'pipeline("text-classification", model={model!r}, function_to_apply="none")',
+    "causal-lm": 'pipeline("text-generation", model={model!r})',
+    "image-classification": 'pipeline("image-classification", model={model!r})',
+}
+_ANOTHER = "then run with another --out, or remove the folder"
+_BY_EXIT_CODE = {
+    ExitCode.BAD_SPEC: f"Correct the field that is named above, {_ANOTHER}.",
+    ExitCode.BAD_DATA: "Correct the data that is named above, and give the same command again.",
+    ExitCode.NOT_FOUND: f"Put the file there and give the same command again; or correct its path, {_ANOTHER}.",
+    ExitCode.DIVERGED: f"Lower spec.strategy.learningRate or set spec.training.maxGradNorm, {_ANOTHER}.",
+    ExitCode.DENIED: "Give this user access to what is named above, and give the same command again.",
+    ExitCode.PLATFORM: "Put right what is named above (space, device, consent), and give the same command again.",
+}
+_BY_CAUSE = {
+    Cause.OUT_OF_MEMORY: f"Raise spec.training.gradientAccumulation or lower spec.data.maxLength, {_ANOTHER}.",
+    Cause.INFRASTRUCTURE: "Look in the log for what was lost; the same command goes on from the last checkpoint.",
+    Cause.STALLED: f"Look where the processes stood ({STACKS_FILE} beside the termination message, under attempts/).",
+    Cause.APPLICATION: "Nobody foresaw this error: the log has it in full. The same command tries again.",
+}
+
+
+def last_screen(job: FineTuneJob, store: Store, failed_worker: int | None = None) -> tuple[Line, ...]:
+    """What came of a run that is at rest."""
+    status = job.status or JobStatus()
+    if status.phase is Phase.SUCCEEDED:
+        return tuple(_success(job, status, store))
+    if status.phase is Phase.FAILED:
+        return tuple(_failure(status, store, failed_worker))
+    if status.phase is Phase.SUSPENDED:
+        return tuple(_suspension(status))
+    return ()
+
+
+def verdict(status: JobStatus) -> Condition | None:
+    """The condition that says where a job stands for good."""
+    return next((one for one in reversed(status.conditions) if one.status == "True" and one.type != "Stalled"), None)
+
+
+def _success(job: FineTuneJob, status: JobStatus, store: Store) -> Iterator[Line]:
+    yield f"Succeeded: {_message(status)}", "good"
+    yield from _facts(status, status.result)
+    yield "", "plain"
+    yield from _places(store, status.result)
+    if status.result is not None:
+        call = _PIPELINES[job.spec.task].format(model=_short(Path(status.result.model)))
+        yield "", "plain"
+        yield "Use the model:", "plain"
+        yield "  from transformers import pipeline", "plain"
+        yield f"  model = {call}", "plain"
+
+
+def _facts(status: JobStatus, result: Result | None) -> Iterator[Line]:
+    took = words.duration(status.running_seconds)
+    facts = (
+        ("metrics", words.metrics(result.metrics) if result else ""),
+        ("best", words.best(status.best) if status.best else ""),
+        ("restarts", words.restarts(status)),
+        ("took", took),
+    )
+    for name, text in facts:
+        if text:
+            yield fact(name, text)
+
+
+def _places(store: Store, result: Result | None) -> Iterator[Line]:
+    folder = store.folder
+    places = (
+        ("model", Path(result.model) if result else None),
+        ("adapter", Path(result.adapter) if result and result.adapter else None),
+        ("report", Path(result.report) if result and result.report else None),
+        ("checkpoints", folder.checkpoints),
+        ("logs", folder.logs),
+        ("status", folder.status),
+    )
+    for name, path in places:
+        if path is not None:
+            yield fact(name, _short(path))
+
+
+def _failure(status: JobStatus, store: Store, failed_worker: int | None) -> Iterator[Line]:
+    condition = verdict(status)
+    latest = status.attempts[-1] if status.attempts else None
+    reason = condition.reason if condition else Reason.BUDGET_EXHAUSTED
+    is_own_fault = latest is not None and latest.exit_code is not None and reason is not Reason.DEADLINE_EXCEEDED
+    code = f", exit code {latest.exit_code}" if latest and is_own_fault else ""
+    yield f"Failed ({reason}{code}): {_message(status)}", "bad"
+    if latest is not None:
+        yield from _log_lines(store, latest, failed_worker or 0)
+    yield "", "plain"
+    yield f"What to do: {_advice(reason, latest)}", "plain"
+    yield fact("logs", _short(store.folder.logs))
+    yield fact("status", _short(store.folder.status))
+    if status.last_checkpoint is not None:
+        yield fact("checkpoint", f"step {status.last_checkpoint.step}, {_short(Path(status.last_checkpoint.path))}")
+
+
+def _log_lines(store: Store, attempt: Attempt, worker: int) -> Iterator[Line]:
+    path = store.log(attempt.number, worker)
+    lines = read_last_lines(path, LOG_LINES)
+    if lines:
+        yield "", "plain"
+        yield f"The last lines of {_short(path)}:", "plain"
+        for line in lines:
+            yield f"  {line}", "dim"
+
+
+def _advice(reason: Reason, latest: Attempt | None) -> str:
+    if reason is Reason.DEADLINE_EXCEEDED:
+        return "Raise spec.activeDeadlineSeconds; the same command goes on from the last checkpoint."
+    if latest is None or latest.cause is None:
+        return "Look into the log."
+    if latest.cause is Cause.CONFIGURATION and latest.exit_code in set(ExitCode):
+        return _BY_EXIT_CODE.get(ExitCode(latest.exit_code), "Look into the log.")
+    return _BY_CAUSE.get(latest.cause, "Look into the log.")
+
+
+def _suspension(status: JobStatus) -> Iterator[Line]:
+    saved = f" Step {status.last_checkpoint.step} is saved." if status.last_checkpoint else " Nothing was saved yet."
+    yield f"Suspended: {_message(status)}.{saved if status.attempts else ''}", "plain"
+
+
+def _message(status: JobStatus) -> str:
+    condition = verdict(status)
+    return condition.message if condition else status.phase.value
+
+
+def fact(name: str, text: str) -> Line:
+    """A name and what is known of it."""
+    return f"  {name:<12}{text}", "plain"
+
+
+def _short(path: Path) -> str:
+    """The path as seen from here, if that is below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def read_last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, at most ``count``; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return text.splitlines()[-count:]
