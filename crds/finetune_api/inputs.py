@@ -121,3 +121,5 @@ class DataSpec(ApiModel):
     """Longest sequence in tokens; longer texts are truncated. Unset: the model's limit, 512 at most."""
     padding: Literal["longest", "maxLength"] = "longest"
     """Pad to the longest sample of a batch (fast), or always to `maxLength` (fixed shapes)."""
+    image_size: Annotated[int, Field(ge=4, le=8192)] | None = None
+    """Side in pixels to which images are scaled. Unset: what the model was made for, 224 if it does not say."""

@@ -4,6 +4,7 @@ The one place where an error becomes an exit code: whatever happens is written t
 TerminationMessage, and the process ends with its code.
 """
 
+import contextlib
 import errno
 import faulthandler
 import logging
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 from finetune_api.errors import SpecError
 from finetune_api.outcomes import Cause, ExitCode, cause_of
@@ -35,27 +37,28 @@ _LOST_PEER = (
 )
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 _MESSAGE_CHARACTERS = 1000
+_LEFT_EARLY = TerminationMessage(
+    exit_code=ExitCode.PREEMPTED, cause=Cause.PREEMPTED, message="asked to leave before the first step"
+)
 
 
-def main() -> int:
-    """Run, and return the exit code."""
-    stop = StopRequest()
-    stop.install()
+def main() -> NoReturn:
+    """Run, and end the process with the exit code."""
     try:
         context = read_context()
     except SpecError as error:
         print(error, file=sys.stderr)
-        return ExitCode.BAD_SPEC
+        sys.exit(ExitCode.BAD_SPEC)
+    stop = StopRequest()
+    stop.install(lambda: _end(context, _LEFT_EARLY))
     _set_up_logging(context)
     with (context.scratch / STACKS_FILE).open("a") as stacks:
         faulthandler.enable(stacks)
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
         message = _message(context, stop)
-        _leave_word(context, message)
         logging.shutdown()
         sys.stdout.flush()
-        # Not sys.exit: threads of NCCL or of a tracker may never end, and the interpreter would wait for them.
-        os._exit(message.exit_code)
+        _end(context, message)
 
 
 def _message(context: Context, stop: StopRequest) -> TerminationMessage:
@@ -120,8 +123,14 @@ def _verdict(error: BaseException) -> tuple[ExitCode, Cause]:  # noqa: PLR0911 -
     return ExitCode.BUG, Cause.APPLICATION
 
 
-def _leave_word(context: Context, message: TerminationMessage) -> None:
-    rank_message_path(context.scratch, context.rank).write_text(message.model_dump_json(exclude_none=True))
+def _end(context: Context, message: TerminationMessage) -> NoReturn:
+    """Leave word and end the process, also from within a signal handler.
+
+    Not by sys.exit: threads of NCCL or of a tracker may never end, and the interpreter would wait for them.
+    """
+    with contextlib.suppress(OSError):  # a full disk: the exit code says enough
+        rank_message_path(context.scratch, context.rank).write_text(message.model_dump_json(exclude_none=True))
+    os._exit(message.exit_code)
 
 
 def _set_up_logging(context: Context) -> None:
@@ -134,4 +143,4 @@ def _set_up_logging(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

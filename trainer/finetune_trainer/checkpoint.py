@@ -140,7 +140,9 @@ def prune(folder: Path, *, keep_last: int, best_step: int | None) -> None:
     keep = {*steps_in(folder)[:keep_last], best_step}
     for step in steps_in(folder):
         if step not in keep:
-            shutil.rmtree(folder / name_of(step), ignore_errors=True)
+            discard(folder, step)
+            (folder / name_of(step)).rename(folder / f".tmp-{step}")  # none is half there under its final name
+            discard(folder, step)
     newest = max(steps_in(folder), default=0)
     for leftover in (*folder.glob(".tmp-*"), *folder.glob("damaged-*")):
         if int(leftover.name.rpartition("-")[2]) <= newest:

@@ -5,7 +5,9 @@ Small numbers (counts, flags) are reduced over gloo on the CPU, also on GPU runs
 
 import contextlib
 import datetime as dt
-from collections.abc import Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,25 +20,36 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune_api.job import JobSpec
 from finetune_trainer.context import Context
-from finetune_trainer.errors import PlatformError
+from finetune_trainer.errors import PeerLostError, PlatformError
 
 T = TypeVar("T")
 
 JOIN_TIMEOUT = dt.timedelta(minutes=30)
-"""For the slowest worker to pull its image, prepare data and load the model."""
+"""For the slowest worker to pull its image and to prepare data."""
+_JOIN_POLL_SECONDS = 0.1
 
 
 class Group:
     """All processes of the run."""
 
-    def __init__(self, context: Context, *, has_gpu: bool) -> None:
+    def __init__(self, context: Context, *, has_gpu: bool, while_waiting: Callable[[], None] = lambda: None) -> None:
+        """Join.
+
+        Args:
+            context: Which process this is, of how many.
+            has_gpu: Each process drives one.
+            while_waiting: Called ten times a second until all have come.
+
+        Raises:
+            PeerLostError: Not all have come in JOIN_TIMEOUT.
+        """
         self.rank = context.rank
         self.size = context.world_size
         self._control: Any = None
         if self.size > 1:
             if has_gpu:
                 torch.cuda.set_device(context.local_rank)
-            dist.init_process_group("nccl" if has_gpu else "gloo", timeout=JOIN_TIMEOUT)
+            _join("nccl" if has_gpu else "gloo", while_waiting)
             self._control = dist.new_group(backend="gloo", timeout=JOIN_TIMEOUT)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -59,6 +72,29 @@ class Group:
         """Wait for every rank. Before leaving: a process that just exits looks like a lost peer."""
         if self.size > 1:
             dist.barrier(group=self._control)
+
+
+def _join(backend: str, while_waiting: Callable[[], None]) -> None:
+    """Meet the others, in a thread: torch hears no signal while it waits, and this wait may be long."""
+    failures: list[Exception] = []
+
+    def join() -> None:
+        try:
+            dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+        except Exception as failure:  # noqa: BLE001 - raised below
+            failures.append(failure)
+
+    thread = threading.Thread(target=join, name="join", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        while_waiting()
+        thread.join(_JOIN_POLL_SECONDS)
+    if failures:
+        master, size = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", os.environ["WORLD_SIZE"]
+        raise PeerLostError(
+            f"the {size} processes of the run did not all meet at {master} within {JOIN_TIMEOUT}: "
+            + str(failures[0]).strip().partition("\n")[0]
+        ) from failures[0]
 
 
 def make_accelerator(spec: JobSpec, context: Context) -> Accelerator:

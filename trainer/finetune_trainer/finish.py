@@ -20,7 +20,6 @@ from finetune_trainer.evaluate import Details
 from finetune_trainer.export import Exported, export, unsharded, whole_state
 from finetune_trainer.loop import Loop
 from finetune_trainer.metrics import summary
-from finetune_trainer.report import write_model_card, write_report
 from finetune_trainer.snapshot import load_tensors
 from finetune_trainer.tasks import Target, Task
 from finetune_trainer.thumbnails import thumbnail
@@ -60,22 +59,26 @@ def finish(ending: Ending, loop: Loop, state: RunState, *, build: Callable[[], n
     metrics = loop.judge.evaluate(loop.model, ending.parts[part], details=details)
     details = details.merge(_gather(loop, details))
     log.info("%s: %s", part, summary(metrics))
-    exported = _export(ending, loop, build)
-    if exported is None:
-        return None
-    run = ending.context.run
-    result = Result(
-        reason="EarlyStopped" if state.early_stopped else "Completed",
-        model=str(exported.model),
-        adapter=str(exported.adapter) if exported.adapter else None,
-        report=str(run.report),
-        metrics=metrics,
-    )
-    record = _record(ending, part, details) | {"metrics": metrics, "validation": validation}
-    run.evaluation.write_text(json.dumps(record))
-    write_model_card(exported.model, ending.context.job, result, run, _versions())
-    write_report(run, ending.context.job, result)
-    return result
+    with loop.heartbeat.pulse():
+        exported = _export(ending, loop, build)
+        if exported is None:
+            return None
+        run = ending.context.run
+        result = Result(
+            reason="EarlyStopped" if state.early_stopped else "Completed",
+            model=str(exported.model),
+            adapter=str(exported.adapter) if exported.adapter else None,
+            report=str(run.report),
+            metrics=metrics,
+        )
+        record = _record(ending, part, details) | {"metrics": metrics, "validation": validation}
+        run.evaluation.write_text(json.dumps(record))
+        # A second of imports that the start need not pay.
+        from finetune_trainer.report import write_model_card, write_report
+
+        write_model_card(exported.model, ending.context.job, result, run, _versions())
+        write_report(run, ending.context.job, result)
+        return result
 
 
 def restore_best(loop: Loop, state: RunState, context: Context) -> Mapping[str, float]:
@@ -113,7 +116,6 @@ def _export(ending: Ending, loop: Loop, build: Callable[[], nn.Module]) -> Expor
     run = ending.context.run
     part = ending.parts[VALIDATION]
     probe = part.__getitems__([(0, index) for index in range(min(_PROBE_SAMPLES, len(part)))]).inputs
-    loop.heartbeat.beat()
     return export(model.to("cpu"), [ending.companion], to=run.model, adapter_to=run.adapter, probe=probe)
 
 

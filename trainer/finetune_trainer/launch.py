@@ -8,6 +8,7 @@ Invariant: when it returns, no process of its own is alive, and the termination 
 its consequences. It imports no torch: a worker is up in a tenth of a second.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -33,8 +34,8 @@ log = logging.getLogger("finetune.worker")
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
 """For the others to notice by themselves that a peer is gone, before they are killed."""
-DUMP_SECONDS = 1.0
-"""For a stalled process to write its stacks."""
+DUMP_SECONDS = 0.5
+"""For a process to write its stacks."""
 START_SECONDS = 120.0
 """Imports alone may take this long on a busy machine; until its first sign of life a process is given it."""
 
@@ -78,10 +79,8 @@ class Worker:
             heartbeat_path(self.scratch, local).touch()
             number = int(variables["RANK"])
             rank_message_path(self.scratch, number).unlink(missing_ok=True)
-            # Sessions of their own: Ctrl-C in a terminal is the command's to handle, not theirs.
-            process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer"], env=variables, start_new_session=True
-            )
+            # In the launcher's own process group: whoever ends that, ends all of the worker.
+            process = subprocess.Popen([sys.executable, "-m", "finetune_trainer"], env=variables)
             self.ranks.append(Rank(number, local, process))
 
     def watch(self) -> TerminationMessage:
@@ -145,9 +144,8 @@ class Worker:
 
     def _end_stalled(self, stalled: list[Rank]) -> TerminationMessage:
         """Have every process write its stacks, then end them all."""
-        self._signal(signal.SIGUSR1)
-        self._signal(signal.SIGCONT)  # a stopped process writes its stacks once it goes on
-        time.sleep(DUMP_SECONDS)
+        for rank in self.ranks:
+            self._dump_stacks(rank)
         self.kill()
         numbers = ", ".join(str(rank.number) for rank in stalled)
         return TerminationMessage(
@@ -156,6 +154,15 @@ class Worker:
             message=f"rank {numbers}: nothing progressed for {self.job.spec.recovery.stall_timeout_seconds} s"
             f" (spec.recovery.stallTimeoutSeconds); the stacks of all processes are in {self.scratch / STACKS_FILE}",
         )
+
+    def _dump_stacks(self, rank: Rank) -> None:
+        """Have one process write its stacks: one after the other, since they write to the same file."""
+        with (self.scratch / STACKS_FILE).open("a") as stacks:
+            stacks.write(f"\n── rank {rank.number} (process {rank.process.pid}) ──\n")
+        if rank.exit_code is None:
+            rank.process.send_signal(signal.SIGUSR1)
+            rank.process.send_signal(signal.SIGCONT)  # a stopped process writes its stacks once it goes on
+            time.sleep(DUMP_SECONDS)
 
     def kill(self) -> None:
         """End whatever is left."""
@@ -209,7 +216,8 @@ def _wordless(number: int, code: int, *, is_oom: bool) -> TerminationMessage:
         text = f"rank {number} was killed for memory; raise spec.distributed.resources.memory or lower the batch size"
         return TerminationMessage(exit_code=code, cause=Cause.OUT_OF_MEMORY, message=text)
     is_crash = name in {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"}
-    cause = Cause.APPLICATION if is_crash else Cause.PREEMPTED if name == "SIGTERM" else Cause.INFRASTRUCTURE
+    is_asked = name in {"SIGTERM", "SIGINT"}
+    cause = Cause.APPLICATION if is_crash else Cause.PREEMPTED if is_asked else Cause.INFRASTRUCTURE
     return TerminationMessage(exit_code=code, cause=cause, message=f"rank {number} was ended by {name}")
 
 
@@ -238,9 +246,10 @@ def main() -> int:
     else:
         message = _run(Worker(job, environment, scratch, oom_kills=count_oom_kills()))
     log.info("%s (exit code %d)", message.message, message.exit_code)
-    if environment.get(Variable.WORKER, "0") == "0":
-        record_end(run.attempts, attempt=int(environment.get(Variable.ATTEMPT, "1")), message=message)
-    Path(environment.get(Variable.TERMINATION_LOG, scratch / "termination.json")).write_bytes(bounded(message))
+    with contextlib.suppress(OSError):  # a full disk: the exit code says enough
+        Path(environment.get(Variable.TERMINATION_LOG, scratch / "termination.json")).write_bytes(bounded(message))
+        if environment.get(Variable.WORKER, "0") == "0":
+            record_end(run.attempts, attempt=int(environment.get(Variable.ATTEMPT, "1")), message=message)
     return message.exit_code
 
 
@@ -249,6 +258,7 @@ def _run(worker: Worker) -> TerminationMessage:
         worker.ask_to_leave()
 
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
     try:
         worker.start()
         return worker.watch()

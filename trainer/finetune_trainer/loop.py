@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from finetune_api.job import JobSpec
 from finetune_api.status import Stage
+from finetune_trainer.clip import clip_gradients
 from finetune_trainer.course import Course, RunState, advance, evaluated, saved
 from finetune_trainer.data.dataset import Batch, Part, load_batches
 from finetune_trainer.data.order import BatchSize, Share, epoch_batches
@@ -87,8 +88,11 @@ class Loop:
                 state = self._settle(state)
         except Preempted:
             self._save(state)
-            self.checkpointer.wait()
-            raise Preempted(f"asked to leave; step {state.step} is saved") from None
+            with self.heartbeat.pulse():
+                self.checkpointer.wait()
+                self.group.wait()  # who leaves first is followed by a launcher that ends the others
+            told = f"; step {state.step} is saved" if state.step else " before the first step"
+            raise Preempted(f"asked to leave{told}") from None
         self.checkpointer.wait()
         return state
 
@@ -140,10 +144,8 @@ class Loop:
 
     def _clip(self) -> float:
         """Scale the gradient to ``maxGradNorm``; returns its norm before, the same on every rank."""
-        limit = self.spec.training.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.inner.parameters(), limit)
-        assert isinstance(norm, Tensor)
-        return full(norm).item()
+        self.accelerator.unscale_gradients()
+        return clip_gradients(self.inner.parameters(), self.spec.training.max_grad_norm or math.inf)
 
     def _check_finite(self, state: RunState, loss: float, norm: float) -> None:
         if math.isfinite(norm) and math.isfinite(loss):
@@ -152,6 +154,7 @@ class Loop:
         self._skipped += 1
         if self.accelerator.scaler is not None and self._skipped <= MAX_SKIPPED_STEPS:
             return
+        self.checkpointer.wait()
         kept = (
             f"the checkpoint of step {state.saved_step} is intact" if state.saved_step > 0 else "nothing was saved yet"
         )
@@ -225,13 +228,6 @@ class Loop:
 
     def _loss_scaling(self) -> dict[str, float]:
         return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler is not None else {}
-
-
-def full(value: Tensor) -> Tensor:
-    """A tensor that FSDP2 may have left distributed, as a whole."""
-    from torch.distributed.tensor import DTensor
-
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

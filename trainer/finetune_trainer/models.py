@@ -14,6 +14,7 @@ from finetune_trainer.errors import NotFoundError, SpecFault
 from finetune_trainer.tasks import Target, Task
 
 DEFAULT_MAX_LENGTH = 512
+DEFAULT_IMAGE_SIZE = 224
 
 
 def model_folder(spec: ModelSpec, context: Context) -> Path | None:
@@ -41,22 +42,34 @@ def load_config(spec: ModelSpec, folder: Path | None, task: Task, labels: Sequen
     changes = dict(spec.config or {})
     if folder is not None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+        _check_fields(config, changes)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
     else:
-        kind = changes.pop("model_type", None)
-        try:
-            config = AutoConfig.for_model(kind)
-        except (ValueError, KeyError) as error:
-            raise SpecFault(
-                f"spec.model.config.model_type: must be an architecture of transformers, got {kind!r}"
-            ) from error
-    for name, value in changes.items():
-        if not hasattr(config, name):
-            raise SpecFault(f"spec.model.config.{name}: {type(config).__name__} has no such field")
-        setattr(config, name, value)
+        config = _new_config(changes)
     if spec.dropout is not None:
         _set_dropout(config, spec.dropout)
     _set_labels(config, task, labels)
     return config
+
+
+def _new_config(changes: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    kind = changes.pop("model_type", None)
+    try:
+        config = AutoConfig.for_model(kind)
+    except (ValueError, KeyError) as error:
+        raise SpecFault(
+            f"spec.model.config.model_type: must be an architecture of transformers, got {kind!r}"
+        ) from error
+    _check_fields(config, changes)
+    return AutoConfig.for_model(kind, **changes)
+
+
+def _check_fields(config: Any, changes: dict[str, Any]) -> None:
+    for name in changes:
+        if not hasattr(config, name):
+            raise SpecFault(f"spec.model.config.{name}: {type(config).__name__} has no such field")
 
 
 def _set_dropout(config: Any, dropout: float) -> None:
@@ -136,14 +149,24 @@ def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context) -> An
     return tokenizer
 
 
-def load_processor(config: Any, folder: Path | None) -> Any:
-    """The image processor beside the model; for a new model one that scales to its input size and to -1..1."""
+def load_processor(config: Any, folder: Path | None, asked: int | None) -> Any:
+    """The image processor beside the model; for a new model one that scales to its input size and to -1..1.
+
+    Raises:
+        SpecFault: ``asked`` (``spec.data.imageSize``) is not the size that the model was made for.
+    """
     from transformers import AutoImageProcessor, ViTImageProcessor
 
-    if folder is not None and (folder / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(folder)
-    size = getattr(config, "image_size", 224)
+    fixed = getattr(config, "image_size", None)
+    if asked is not None and fixed not in (None, asked, [asked, asked]):
+        raise SpecFault(
+            f"spec.data.imageSize: must be {fixed}, the model's own (spec.model.config.image_size), got {asked}"
+        )
+    size = asked or fixed or DEFAULT_IMAGE_SIZE
     height, width = size if isinstance(size, list | tuple) else (size, size)
+    if folder is not None and (folder / "preprocessor_config.json").is_file():
+        changes = {"size": {"height": height, "width": width}} if asked is not None else {}
+        return AutoImageProcessor.from_pretrained(folder, **changes)
     channels = getattr(config, "num_channels", 3)
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels

@@ -32,6 +32,7 @@ from finetune_trainer.data.prepare import (
     text_parts,
 )
 from finetune_trainer.distributed import Group, make_accelerator, share_model
+from finetune_trainer.errors import Preempted
 from finetune_trainer.evaluate import Judge
 from finetune_trainer.finish import Ending, finish
 from finetune_trainer.heartbeat import Heartbeat
@@ -76,6 +77,12 @@ class Process:
         """The job's spec."""
         return self.context.job.spec
 
+    def check_in(self) -> None:
+        """Say that something progressed; raises Preempted if the launcher is gone."""
+        self.heartbeat.beat()
+        if self.stop.is_set:
+            raise Preempted("asked to leave before the first step")
+
 
 @dataclass(frozen=True)
 class Material:
@@ -104,21 +111,24 @@ def run(process: Process) -> Result | None:
         TrainerError: Whatever ends a run early.
     """
     material = prepare(process)
-    group = Group(process.context, has_gpu=torch.cuda.is_available())
-    inner, rates = build_model(process.spec, material)
-    loop, state = assemble(process, group, material, inner, rates)
+    group = Group(process.context, has_gpu=torch.cuda.is_available(), while_waiting=process.check_in)
+    with process.heartbeat.pulse():
+        inner, rates = build_model(process.spec, material)
+        loop, state = assemble(process, group, material, inner, rates)
     process.stop.defer()
     state = loop.run(state)
     ending = Ending(process.context, material.task, material.prepared, material.parts, material.companion)
     result = finish(ending, loop, state, build=lambda: build_model(process.spec, material)[0])
-    group.wait()
-    loop.accelerator.end_training()
+    with process.heartbeat.pulse():
+        group.wait()
+        loop.accelerator.end_training()
     return result
 
 
 def prepare(process: Process) -> Material:
     """Read and encode the data; check what can be checked before the model is loaded."""
-    context, spec, beat = process.context, process.spec, process.heartbeat.beat
+    context, spec, beat = process.context, process.spec, process.check_in
+    beat()
     task = task_of(spec)
     choose_metrics(task, spec.evaluation.metrics)
     if spec.early_stopping and spec.early_stopping.metric:
@@ -128,7 +138,7 @@ def prepare(process: Process) -> Material:
     require_parts(prepared)
     config = load_config(spec.model, folder, task, prepared.labels)
     if task.reads == "image":
-        processor = load_processor(config, folder)
+        processor = load_processor(config, folder, spec.data.image_size)
         channels = getattr(config, "num_channels", 3)
         parts = image_parts(prepared, task, spec, processor, channels=channels, cache=context.cache, beat=beat)
         return Material(task, folder, config, processor, prepared, parts, None)

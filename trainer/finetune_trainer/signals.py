@@ -1,41 +1,42 @@
-"""SIGTERM: asks the run to save and leave. While there is nothing to save (preparation) it leaves at once.
+"""Being asked to leave: by SIGTERM, or by the loss of the process that started this one.
 
-Invariant: the handler only sets a flag (or raises, while ``unwinding``); all ranks learn of the flag together, in the
-reduction that starts every step, so that none waits for one that has left.
+While there is nothing to save (preparation) a process leaves at once. It does not raise for that: libraries swallow
+what is raised in the middle of their imports. Ctrl-C is the launcher's to hear, which passes it on as SIGTERM.
+
+Invariant: once ``defer`` was called the handler only sets a flag; all ranks learn of it together, in the reduction that
+starts every step, so that none waits for one that has left.
 """
 
-import ctypes
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
-
-from finetune_trainer.errors import Preempted
-
-
-_PR_SET_PDEATHSIG = 1
-"""https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html"""
 
 
 class StopRequest:
     """Whether this process was asked to leave."""
 
     def __init__(self) -> None:
-        self.is_set = False
-        self._raises = True
+        self._parent = os.getppid()
+        self._is_asked = False
+        self._leave: Callable[[], object] | None = None
 
-    def install(self) -> None:
-        """Handle SIGTERM. Until ``defer`` is called it raises Preempted in the main thread.
+    @property
+    def is_set(self) -> bool:
+        """Whether SIGTERM has come, or nobody is left who would restart what fails here."""
+        return self._is_asked or os.getppid() != self._parent
 
-        The kernel sends it as well when the parent, the launcher, is gone: no process outlives its worker.
-        """
+    def install(self, leave: Callable[[], object]) -> None:
+        """Handle SIGTERM. Until ``defer`` is called it calls ``leave``, which ends the process."""
+        self._leave = leave
         signal.signal(signal.SIGTERM, self._handle)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def defer(self) -> None:
         """From now on only note the request; the training loop looks at ``is_set``."""
-        self._raises = False
+        self._leave = None
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self.is_set = True
-        if self._raises:
-            self._raises = False
-            raise Preempted("asked to leave before training started; nothing was lost")
+        self._is_asked = True
+        if self._leave is not None:
+            self._leave()

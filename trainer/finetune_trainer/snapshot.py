@@ -202,7 +202,7 @@ class Checkpointer:
         """Wait until the checkpoint under way is complete.
 
         Raises:
-            PlatformError: It could not be written.
+            PlatformError: The volume did not take it.
         """
         if self._writing is not None:
             self._writing.thread.join()
@@ -211,8 +211,10 @@ class Checkpointer:
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
-        if failure is not None:
+        if isinstance(failure, OSError):
             raise _explain(failure, self._folder) from failure
+        if failure is not None:
+            raise failure
 
     def write(self, state: Mapping[str, Any], tensors: Mapping[str, Rows], best_step: int | None) -> None:
         """Write, publish and prune; runs in the writing thread."""
@@ -224,7 +226,7 @@ class Checkpointer:
                 path = checkpoint.publish(self._folder, step, world_size=self._writers, state=state)
                 self._on_saved(step, path)
                 checkpoint.prune(self._folder, keep_last=self._keep_last, best_step=best_step)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - raised again by the training loop
             checkpoint.discard(self._folder, step)
             self.failed(error)
 
