@@ -355,6 +355,7 @@ CHANGED: dict[str, Any] = {
     "task": "text-classification",
     "model": {"source": "hf://a/c"},
     "data": {"source": "hf://a/c"},
+    "hub": {"secretRef": {"name": "a", "key": "b"}},
     "strategy": {"trainable": "head"},
     "training": {"seed": 1},
     "evaluation": {"batchSize": 1},

@@ -96,7 +96,7 @@ def test_the_command_line_imports_no_heavy_module():
     assert made.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["validate"], ["status"], ["walk"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["run"], ["validate"], ["status"], ["render"], ["walk"]], ids=" ".join)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments)
@@ -110,8 +110,8 @@ def test_without_a_command_there_is_help(capsys):
 
 
 def test_run_of_a_file_that_is_not_there(tmp_path, capsys):
-    assert main(["run", "-f", str(tmp_path / "none.yaml")]) == 64
-    assert "none.yaml" in capsys.readouterr().err
+    assert main(["run", "-f", str(tmp_path / "none.yaml")]) == 66
+    assert capsys.readouterr().err == f"{tmp_path}/none.yaml: is not there\n"
 
 
 DURATIONS = {0: "0 s", 59.4: "59 s", 60: "1:00 min", 185: "3:05 min", 7380: "2:03 h", 100_800: "1 d 4 h"}
@@ -155,6 +155,29 @@ def test_plain_lines(tmp_path):
         "step 50 of 100, epoch 1.50, training loss 0.25, 310.4 samples/s, 3:05 min left",
         "warning: Attempt 1 ended",
     ]
+
+
+def test_plain_lines_of_the_end_are_in_order(tmp_path):
+    written, history = [], tmp_path / "history.jsonl"
+    display = PlainDisplay(history, view(), written.append)
+    display.show(view(6, report(saved=40)))
+    line = {"kind": "evaluation", "step": 100, "epoch": 3, "metrics": {"accuracy": 0.9}, "improved": False}
+    history.write_text(json.dumps(line) + "\n")
+    display.show(view(7, report(100, stage=Stage.EXPORTING, saved=100)))
+    assert [line[9:] for line in written] == [
+        "checkpoint of step 40 saved",
+        "step 100, epoch 3.00: accuracy 0.9",
+        "checkpoint of step 100 saved",
+        "Attempt 1: exporting the model",
+    ]
+
+
+def test_the_checkpoint_that_a_run_resumed_from_was_not_saved_now(tmp_path):
+    written = []
+    display = PlainDisplay(tmp_path / "history.jsonl", view(), written.append)
+    display.show(view(6, report(saved=40).model_copy(update={"resumed_from_step": 40})))
+    display.show(view(12, report(saved=60).model_copy(update={"resumed_from_step": 40})))
+    assert [line[9:] for line in written] == ["checkpoint of step 60 saved"]
 
 
 def test_evaluations_are_told_once(tmp_path):

@@ -15,14 +15,15 @@ import yaml
 from finetune_api import read_job
 from finetune_cli.run import Options, run
 from finetune_cli.store import Store
+from finetune_cli.workers import threads_per_process
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
 DRIVER = """
 import sys
 from pathlib import Path
 from finetune_cli.run import Options, run
-file, out, *command = sys.argv[1:]
-sys.exit(run(Options(Path(file), out=Path(out)), command=tuple(command)))
+file, out, overrides, *command = sys.argv[1:]
+sys.exit(run(Options(Path(file), tuple(overrides.split()), Path(out)), command=tuple(command)))
 """
 DEADLINE_SECONDS = 30
 
@@ -63,8 +64,8 @@ def start(job_file, out, scripts):
     """Start the command as a process of its own; none outlives the test."""
     started = []
 
-    def go():
-        command = [sys.executable, "-c", DRIVER, str(job_file), str(out), *FAKE]
+    def go(*overrides):
+        command = [sys.executable, "-c", DRIVER, str(job_file), str(out), " ".join(overrides), *FAKE]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -249,6 +250,52 @@ def test_the_spec_of_a_run_is_immutable(finetune, out, capsys):
         f"{out} holds a run of another spec: name another folder with --out, or remove this one",
     ]
     assert (out / "status.yaml").read_text() == before
+
+
+CHANGES = ("spec.distributed={workers: 2, processesPerWorker: 3}", "spec.recovery.stallTimeoutSeconds=60")
+
+
+def test_how_it_is_carried_out_may_change_until_it_is_finished(finetune, scripts, out, capsys):
+    scripts({"fail_at": 7, "exit_code": 65})
+    assert finetune() == 65
+    assert finetune(*CHANGES, "spec.training.epochs=1") == 64
+    assert capsys.readouterr().err.startswith("spec.training: differs from the run's")
+    assert finetune(*CHANGES) == 0
+    assert short(status_of(out)) == [(1, 0, 7, "Configuration", 65), (2, 5, 20, None, 0)]
+    for path in (out / "status.yaml", out / "job.json"):
+        spec = read_job(path).spec
+        assert (spec.distributed.world_size, spec.recovery.stall_timeout_seconds) == (6, 60)
+    assert len(list((out / "logs").glob("attempt-2-worker-*.log"))) == 2
+    assert finetune() == 0, "a finished run is left as it is"
+    assert read_job(out / "job.json").spec.distributed.workers == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["fewer", "more"])
+def test_the_command_is_killed_and_goes_on_with_another_number_of_workers(start, scripts, out, before, after):
+    """What the killed attempt's workers left is read, however many the spec has now."""
+    scripts({"hold_at": 7})
+    first = start(f"spec.distributed.workers={before}")
+    held(out)
+    first.kill()
+    first.wait()
+    assert finish(start(f"spec.distributed.workers={after}"))[0] == 0
+    status = status_of(out)
+    assert short(status) == [(1, 0, 7, "Preempted", 143), (2, 7, 20, None, 0)]
+    assert len(list((out / "attempts" / "2").iterdir())) == after
+
+
+THREADS = {
+    "one worker": ({}, 8),
+    "workers share the machine": ({"workers": 2, "processesPerWorker": 2}, 2),
+    "more processes than cores": ({"workers": 9}, 1),
+}
+
+
+@pytest.mark.parametrize(("distributed", "threads"), THREADS.values(), ids=THREADS)
+def test_threads_of_a_process(job_file, monkeypatch, distributed, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    job = read_job(job_file, tuple(f"spec.distributed.{name}={value}" for name, value in distributed.items()))
+    assert threads_per_process(job) == threads
 
 
 def test_a_spec_that_is_wrong(finetune, capsys):

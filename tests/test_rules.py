@@ -217,6 +217,7 @@ CHANGES: dict[str, Any] = {
     "task": "causal-lm",
     "model": {"source": "hf://a/c"},
     "data": DATA | {"labels": ["a", "b"]},
+    "hub": {"secretRef": {"name": "a", "key": "b"}},
     "strategy": SPEC["strategy"] | {"lora": {"r": 1}},
     "training": SPEC["training"] | {"seed": 1},
     "evaluation": {"every": {"steps": 1}},

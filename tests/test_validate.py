@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,12 @@ def outcome(capsys, paths, overrides=()):
 def test_a_valid_job_is_summed_up_in_a_line(write, capsys):
     line = "job.yaml: valid: text-classification of hf://owner/model on hf://owner/data"
     assert outcome(capsys, [write(JOB)]) == (0, [line], [])
+
+
+def test_a_file_that_is_not_there(write, capsys):
+    write(JOB)
+    line = "job.yaml: valid: text-classification of hf://owner/model on hf://owner/data"
+    assert outcome(capsys, [Path("none.yaml"), Path("job.yaml")]) == (66, [line], ["none.yaml: is not there"])
 
 
 def test_a_new_model_is_told_by_its_type(write, capsys):

@@ -126,7 +126,7 @@ class LocalCluster:
         if self._attempt is not None:
             return self._attempt.observe(now)
         left = open_attempt(self.job.status) if self.job.status else None
-        return observe_orphaned(self._store, self.job, left.number) if left else None
+        return observe_orphaned(self._store, left.number) if left else None
 
     def _end_stragglers(self, observed: Observed) -> None:
         if self._attempt is None:

@@ -13,19 +13,32 @@ examples:
   finetune run -f job.yaml                 train, evaluate and export; all of it goes to runs/<name>
   finetune run -f job.yaml --set spec.training.epochs=1 --out runs/trial
   finetune status runs/trial               how it stands
+  finetune render -f job.yaml              what a cluster would be asked to run
 
 exit codes (sysexits):
-  0 done · 2 wrong usage · 64 bad spec · 65 bad data · 66 model or data not found · 70 bug · 75 peer or network lost
-  76 diverged (NaN) · 77 permission · 78 platform misconfigured
+  0 done · 2 wrong usage · 64 bad spec · 65 bad data · 66 job, model or data not found · 70 bug
+  75 peer or network lost · 76 diverged (NaN) · 77 permission · 78 platform misconfigured
   124 deadline exceeded · 130 interrupted · 137 killed · 143 terminated
 """
 _RUN = """\
 Run a FineTuneJob on this machine, with the restarts, early stopping and status that it has in a cluster.
 
 Ctrl-C saves and stops; the same command again goes on from there, as it does after a crash. A second Ctrl-C ends it at
-once. A finished run is left as it is; one that has failed is tried again.
+once. A finished run is left as it is; one that has failed is tried again. Of an unfinished run spec.distributed and
+spec.recovery may be changed: it goes on with, say, another number of processes.
 """
 _VALIDATE = "One line a fault: field, what was found, what is allowed. Exit 64 if any, 66 if a file is missing."
+_RENDER = """\
+Print the objects that the operator would make of a job in Kubernetes, as YAML. No cluster is asked: what only a cluster
+knows is said in the comment at the head.
+"""
+_RENDER_EPILOG = """\
+exit codes: 0 done · 64 the job is not valid, or its runtime does not allow it · 78 the runtime is not valid
+
+examples:
+  finetune render -f job.yaml
+  finetune render -f job.yaml --runtime runtime.yaml --namespace team-a | kubectl diff -f -
+"""
 _STATUS = "Show how the run in a folder stands: phase, progress, metrics, attempts, and where everything lies."
 _AS_IT_IS = argparse.RawDescriptionHelpFormatter
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
@@ -50,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from finetune_cli.validate import validate
 
             return validate(options.file, tuple(options.set))
+        case "render":
+            return _render(options)
         case "status":
             from finetune_cli.status import show_status
 
@@ -65,6 +80,12 @@ def _run(options: argparse.Namespace) -> int:
     return run(Options(options.file, tuple(options.set), options.out, options.cache, options.volumes))
 
 
+def _render(options: argparse.Namespace) -> int:
+    from finetune_cli.render import Options, render
+
+    return render(Options(options.file, tuple(options.set), options.runtime, options.namespace, options.attempt))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar and its help."""
     parser = argparse.ArgumentParser(
@@ -74,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_validate(commands)
     _add_status(commands)
+    _add_render(commands)
     return parser
 
 
@@ -100,6 +122,28 @@ def _add_validate(commands: _Commands) -> None:
 def _add_status(commands: _Commands) -> None:
     status = commands.add_parser("status", help="show how a run stands", description=_STATUS)
     status.add_argument("folder", type=Path, metavar="DIR", help="folder of the run, for example runs/demo")
+
+
+def _add_render(commands: _Commands) -> None:
+    render = commands.add_parser(
+        "render",
+        help="show what a cluster would run",
+        description=_RENDER,
+        epilog=_RENDER_EPILOG,
+        formatter_class=_AS_IT_IS,
+    )
+    render.add_argument("-f", "--file", type=Path, required=True, metavar="FILE", help="the FineTuneJob, YAML or JSON")
+    _add_set(render)
+    runtime = "the FineTuneRuntime that the job names (default: one of defaults with our own image)"
+    render.add_argument("--runtime", type=Path, metavar="FILE", help=runtime)
+    render.add_argument("-n", "--namespace", metavar="NAME", help="namespace of the job (default: what its file says)")
+    render.add_argument("--attempt", type=_attempt, default=1, metavar="N", help="number of the attempt (default: 1)")
+
+
+def _attempt(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number ≥ 1, got {text}")
+    return int(text)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:

@@ -30,12 +30,12 @@ class PlainDisplay:
 
     def show(self, view: View) -> None:
         """Write what is new."""
-        if view.report is not None:
-            self._show_stage(view.now, view.report)
         for one in self._evaluations.read():
             best = " (best so far)" if one.improved else ""
             self._say(view.now, f"step {one.step}, epoch {one.epoch:.2f}: {words.metrics(one.metrics)}{best}")
         self._show_checkpoint(view)
+        if view.report is not None:  # after what the stage before it has brought
+            self._show_stage(view.now, view.report)
         for event in view.events:
             self._say(view.now, f"warning: {event.message}" if event.type == "Warning" else event.message)
         if view.report is not None and view.now - self._said_at >= _PROGRESS_INTERVAL:
@@ -52,7 +52,10 @@ class PlainDisplay:
 
     def _show_checkpoint(self, view: View) -> None:
         saved = view.status.last_checkpoint
-        if saved is None or saved.step <= self._checkpoint or view.now - self._checkpoint_at < _CHECKPOINT_INTERVAL:
+        if saved is None or saved.step <= max(self._checkpoint, view.status.resumed_from_step or 0):
+            return
+        is_over = view.report is not None and view.report.stage is Stage.EXPORTING
+        if view.now - self._checkpoint_at < _CHECKPOINT_INTERVAL and not is_over:
             return
         self._checkpoint, self._checkpoint_at = saved.step, view.now
         self._say(view.now, f"checkpoint of step {saved.step} saved")

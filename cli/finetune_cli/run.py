@@ -28,6 +28,9 @@ from finetune_operator.status import reopened
 POLL_SECONDS = 0.2
 DEADLINE_EXIT_CODE = 124
 """As timeout(1) has it."""
+_CHANGEABLE = frozenset({"spec.distributed", "spec.recovery"})
+"""Fixed in a cluster, where pods may stand that were made by them; here nothing runs yet. The run stays the same: batches
+are global, and any number of processes loads a checkpoint."""
 _HINT = Event("Normal", Reason.INTERRUPTED, "Saving and stopping; a second time ends it at once")
 
 
@@ -60,6 +63,8 @@ def run(options: Options, *, command: tuple[str, ...] = TRAINER) -> int:
         options: What the user asked for.
         command: What starts a worker.
     """
+    if not options.file.exists():
+        return _refuse(ExitCode.NOT_FOUND, [f"{options.file}: is not there"])
     try:
         job = read_job(options.file, options.overrides)
         store = Store((options.out or Path("runs") / job.metadata.name).resolve())
@@ -126,7 +131,7 @@ def _run_locked(
 
 def _differences(before: FineTuneJob, job: FineTuneJob, root: Path) -> list[str]:
     """What of the job is not as it was when the run in this folder began, a line each; then what to do about it."""
-    changed = immutable_changes(before.spec, job.spec)
+    changed = [field for field in immutable_changes(before.spec, job.spec) if field not in _CHANGEABLE]
     if before.metadata.name != job.metadata.name:
         changed = ["metadata.name", *changed]
     if not changed:

@@ -35,9 +35,13 @@ class Store:
         """The resolved job, for the trainer."""
         self.lock = root / ".lock"
 
+    def attempt(self, number: int) -> Path:
+        """Folder of one attempt: a folder for each of its workers, made before the worker is started."""
+        return self.root / "attempts" / str(number)
+
     def scratch(self, attempt: int, worker: int) -> Path:
         """Folder of one worker of one attempt."""
-        return self.root / "attempts" / str(attempt) / f"worker-{worker}"
+        return self.attempt(attempt) / f"worker-{worker}"
 
     def termination_log(self, attempt: int, worker: int) -> Path:
         """Where a worker leaves its termination message."""

@@ -21,13 +21,16 @@ def validate(paths: list[Path], overrides: tuple[str, ...]) -> int:
         overrides: ``spec.training.epochs=1`` each, set in every one of them.
 
     Returns:
-        64 if a file is no valid FineTuneJob, else 66 if a ``file://`` source is not there, else 0.
+        64 if a file is no valid FineTuneJob, else 66 if a file or a ``file://`` source is not there, else 0.
     """
     codes = {_validate_file(path, overrides) for path in paths}
     return next((code for code in (ExitCode.BAD_SPEC, ExitCode.NOT_FOUND) if code in codes), ExitCode.DONE)
 
 
 def _validate_file(path: Path, overrides: tuple[str, ...]) -> ExitCode:
+    if not path.exists():
+        _print_faults(path, (Fault("", "is not there"),))
+        return ExitCode.NOT_FOUND
     try:
         job = read_job(path, overrides)
     except SpecError as error:
@@ -43,17 +46,10 @@ def _validate_file(path: Path, overrides: tuple[str, ...]) -> ExitCode:
 
 def absent_sources(spec: JobSpec) -> tuple[Fault, ...]:
     """A fault for each ``file://`` source that is not on this machine."""
-    sources = {
-        "spec.model.source": spec.model.source,
-        "spec.model.tokenizer": spec.model.tokenizer,
-        "spec.data.source": spec.data.source,
-        "spec.data.validationSource": spec.data.validation_source,
-        "spec.data.testSource": spec.data.test_source,
-    }
     return tuple(
         Fault(field, f"{path} is not there; put it there, or name where it is")
-        for field, source in sources.items()
-        if source and (path := _local_path(source)) and not path.exists()
+        for field, source in spec.sources.items()
+        if (path := _local_path(source)) and not path.exists()
     )
 
 

@@ -27,6 +27,7 @@ from finetune_cli.store import Store
 from finetune_operator.observed import ObservedAttempt, ObservedWorker, PlatformReason, WorkerPhase
 
 _END_POLL_SECONDS = 0.05
+_THREADS = "OMP_NUM_THREADS"
 LINGER_SECONDS = 2.0
 """How long a killed group may take to vanish. Longer, and only zombies are left, which hold nothing."""
 
@@ -142,11 +143,16 @@ def start_attempt(
     port = str(_free_port())
     oom_kills = count_oom_kills()
     workers = []
+    shutil.rmtree(store.attempt(number), ignore_errors=True)
     for index in range(job.spec.distributed.workers):
-        variables = {**environment, **_variables(store, number, index), Variable.MASTER_PORT.value: port}
+        variables = {
+            _THREADS: str(threads_per_process(job)),
+            **environment,
+            **_variables(store, number, index),
+            Variable.MASTER_PORT.value: port,
+        }
         log = store.log(number, index)
         log.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(store.scratch(number, index), ignore_errors=True)
         store.scratch(number, index).mkdir(parents=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -162,6 +168,11 @@ def start_attempt(
     return RunningAttempt(number, tuple(workers))
 
 
+def threads_per_process(job: FineTuneJob) -> int:
+    """Cores that each process of the run has for itself: all of its workers share this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // job.spec.distributed.world_size)
+
+
 def _variables(store: Store, number: int, index: int) -> dict[str, str]:
     return {
         Variable.JOB.value: str(store.job),
@@ -175,12 +186,13 @@ def _variables(store: Store, number: int, index: int) -> dict[str, str]:
     }
 
 
-def observe_orphaned(store: Store, job: FineTuneJob, number: int) -> ObservedAttempt:
+def observe_orphaned(store: Store, number: int) -> ObservedAttempt:
     """An attempt whose command was killed, from what its workers left behind; all of them are gone.
 
     A worker that left no message counts as taken away, not as failed: that costs no budget.
     """
-    workers = range(job.spec.distributed.workers)
+    # Not as many as the spec has: that may have been changed since.
+    workers = range(max(1, len(list(store.attempt(number).glob("worker-*")))))
     return ObservedAttempt(number, tuple(_observe_orphan(store, number, index) for index in workers))
 
 

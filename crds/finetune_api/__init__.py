@@ -6,7 +6,7 @@ CRDs, the reference and the editors' schema are generated from these models (``m
 from finetune_api.base import API_VERSION, GROUP, VERSION
 from finetune_api.errors import Fault, SpecError
 from finetune_api.job import FineTuneJob, JobSpec, immutable_changes
-from finetune_api.load import parse_job, read_job
+from finetune_api.load import parse_job, parse_runtime, read_job, read_runtime
 from finetune_api.outcomes import Cause, ExitCode, cause_of
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import JobStatus, Phase, ProgressReport, TerminationMessage
@@ -29,5 +29,7 @@ __all__ = [
     "cause_of",
     "immutable_changes",
     "parse_job",
+    "parse_runtime",
     "read_job",
+    "read_runtime",
 ]

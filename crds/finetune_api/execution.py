@@ -40,7 +40,7 @@ class Checkpoint(ApiModel):
     every: Every = Every(epochs=1)
     """Interval; an evaluation that improved, a stop and the end are always saved."""
     keep_last: Annotated[int, Field(ge=2, le=1000)] = 2
-    """Newest verified checkpoints to keep, 2 at least."""
+    """Newest complete checkpoints to keep, 2 at least: should one fail its verification when read, the next is used."""
     keep_best: bool = True
     """Keep the best checkpoint as well, and export it at the end."""
     volume: Volume | None = None
@@ -54,7 +54,7 @@ class Resources(ApiModel):
     """CPU cores of a worker, for example `4` or `500m`."""
     memory: Quantity | None = None
     """Memory of a worker, for example `16Gi`."""
-    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of a worker; one process drives each."""
 
 
@@ -68,14 +68,14 @@ class Distributed(ApiModel):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """`ddp` holds the whole model in every process; `fsdp` (FSDP2) shards weights, gradients and optimizer."""
     resources: Resources = Resources()
-    """What one worker needs."""
+    """What one worker needs. Unset, each of them: the runtime's default."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.processesPerWorker) || !has(self.resources) || !has(self.resources.gpus)"
             " || self.resources.gpus == 0 || self.resources.gpus == self.processesPerWorker",
             check=lambda spread: (
-                spread.processes_per_worker is None or spread.resources.gpus in (0, spread.processes_per_worker)
+                spread.processes_per_worker is None or spread.resources.gpus in (None, 0, spread.processes_per_worker)
             ),
             message="must equal resources.gpus: one process drives one GPU",
             field="processesPerWorker",
@@ -122,6 +122,13 @@ class SecretKey(ApiModel):
     """The Secret's name."""
     key: Word
     """The key in it."""
+
+
+class Hub(ApiModel):
+    """The Hugging Face hub, from which `hf://` sources are downloaded."""
+
+    secret_ref: SecretKey
+    """Where its access token lies in a cluster. On one machine: the variable HF_TOKEN."""
 
 
 class WandbTracking(ApiModel):

@@ -25,15 +25,16 @@ class ModelSpec(ApiModel):
     """Checkpoint folder: `hf://owner/name`, `pvc://claim/path` or `file:///path`.
     Without it, `config` makes a new model."""
     revision: Word | None = None
-    """Commit, tag or branch of an `hf://` source. Pin a commit to make the run reproducible."""
+    """Commit, tag or branch of an `hf://` `source`. Pin a commit to make the run reproducible."""
     tokenizer: Source | None = None
-    """Where the tokenizer lies, if not beside the model."""
+    """Where the tokenizer lies, if not beside the model; an `hf://` one is of the main branch (`revision` is `source`'s)."""
     dropout: Fraction | None = None
     """Dropout probability of every dropout layer, 0 to 1. Unset: what the checkpoint's configuration says."""
     config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     """Fields of the architecture's configuration to set (`model_type` is needed when there is no `source`)."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint. The runtime must consent as well."""
+    """Run Python code that comes with the checkpoint. In a cluster the runtime must consent as well; on one machine this
+    is consent enough."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -108,7 +109,8 @@ class DataSpec(ApiModel):
     columns: Columns = Columns()
     """Names of the columns."""
     labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=10_000), Unique(ordered=True)] | None = None
-    """The classes, in the order of their ids. Unset: those found in the training data, sorted."""
+    """The classes, in the order of their ids. Unset: those in all of `source`, sorted (whole numbers by value); a class
+    that no training sample has is then an error."""
     multi_label: bool = False
     """A sample may have any number of classes: the label is a list, or a string divided by `labelSeparator`."""
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] = "|"

@@ -16,10 +16,12 @@ from finetune_api.base import (
     Name,
     ObjectName,
     Rule,
+    Source,
 )
 from finetune_api.execution import (
     Checkpoint,
     Distributed,
+    Hub,
     MaxRestarts,
     Recovery,
     Resources,
@@ -54,6 +56,7 @@ __all__ = [
     "Every",
     "FineTuneJob",
     "Freeze",
+    "Hub",
     "ImageAugmentation",
     "JobSpec",
     "LearningRate",
@@ -89,6 +92,8 @@ class JobSpec(ApiModel):
     """The model to start from."""
     data: DataSpec
     """The samples."""
+    hub: Hub | None = None
+    """Access to `hf://` sources that are private or gated."""
     strategy: Strategy = Strategy()
     """What is trained, and how fast."""
     training: Training = Training()
@@ -130,6 +135,18 @@ class JobSpec(ApiModel):
             field="training.tokensPerBatch",
         ),
     )
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Every source that is given, by its field, for example ``spec.data.source``."""
+        given = {
+            "spec.model.source": self.model.source,
+            "spec.model.tokenizer": self.model.tokenizer,
+            "spec.data.source": self.data.source,
+            "spec.data.validationSource": self.data.validation_source,
+            "spec.data.testSource": self.data.test_source,
+        }
+        return {field: source for field, source in given.items() if source is not None}
 
 
 MUTABLE_FIELDS = ("suspend", "queue", "priorityClass", "activeDeadlineSeconds", "ttlSecondsAfterFinished")

@@ -1,15 +1,18 @@
-"""Reading a FineTuneJob from YAML, strictly: what the API server would refuse is refused here, with better words."""
+"""Reading our kinds from YAML, strictly: what the API server would refuse is refused here, with better words."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from finetune_api.base import API_VERSION
 from finetune_api.errors import Fault, SpecError, faults_of, field_model
 from finetune_api.job import FineTuneJob
+from finetune_api.runtime import FineTuneRuntime
 from finetune_api.strict_yaml import parse_yaml, read_yaml
+
+Kind = TypeVar("Kind", FineTuneJob, FineTuneRuntime)
 
 
 def read_job(path: Path, overrides: tuple[str, ...] = ()) -> FineTuneJob:
@@ -28,25 +31,48 @@ def read_job(path: Path, overrides: tuple[str, ...] = ()) -> FineTuneJob:
     return parse_job(document)
 
 
+def read_runtime(path: Path) -> FineTuneRuntime:
+    """The FineTuneRuntime in a YAML or JSON file.
+
+    Raises:
+        SpecError: As ``read_job``.
+    """
+    return parse_runtime(read_yaml(path))
+
+
 def parse_job(document: Any) -> FineTuneJob:
     """The FineTuneJob in plain JSON types; a field that is null counts as unset, as the API server has it.
 
     Raises:
         SpecError: It is not valid; every fault is listed.
     """
+    return _parse(document, FineTuneJob)
+
+
+def parse_runtime(document: Any) -> FineTuneRuntime:
+    """The FineTuneRuntime in plain JSON types; a field that is null counts as unset, as the API server has it.
+
+    Raises:
+        SpecError: It is not valid; every fault is listed.
+    """
+    return _parse(document, FineTuneRuntime)
+
+
+def _parse(document: Any, model: type[Kind]) -> Kind:
+    kind = model.__name__
     if document is None:
-        raise SpecError((Fault("", "is empty; it must hold one FineTuneJob"),))
+        raise SpecError((Fault("", f"is empty; it must hold one {kind}"),))
     if not isinstance(document, dict):
-        raise SpecError((Fault("", f"must be one FineTuneJob (a map), got a {type(document).__name__}"),))
-    for name, right in (("apiVersion", API_VERSION), ("kind", "FineTuneJob")):
+        raise SpecError((Fault("", f"must be one {kind} (a map), got a {type(document).__name__}"),))
+    for name, right in (("apiVersion", API_VERSION), ("kind", kind)):
         if document.get(name) != right:
             raise SpecError((Fault(name, _wrong(right, document.get(name))),))
     try:
         # Through JSON, because strict models take a list for a tuple and a string for a time from JSON alone.
-        text = json.dumps(_without_nulls(document, FineTuneJob))
-        return FineTuneJob.model_validate_json(text, by_alias=True, by_name=False)
+        text = json.dumps(_without_nulls(document, model))
+        return model.model_validate_json(text, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise SpecError(faults_of(error, FineTuneJob)) from error
+        raise SpecError(faults_of(error, model)) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError((Fault("", f"holds something that JSON cannot: {error}"),)) from error
 

@@ -33,6 +33,10 @@ _FORMS = {
 }
 """What a string of a pattern is called in the tables."""
 
+_LOCALLY = (
+    "For a run that is not finished, `finetune run` takes another `spec.distributed` and `spec.recovery` as well."
+)
+
 
 def reference(notice: str) -> str:
     """The whole page, in Markdown.
@@ -46,7 +50,7 @@ def reference(notice: str) -> str:
         _INTRODUCTION,
         _forms(),
         "## FineTuneJob",
-        f"{_documentation(FineTuneJob)} Short name `ftj`. Once it is made, only {mutable} may change.",
+        f"{_documentation(FineTuneJob)} Short name `ftj`. Once it is made, only {mutable} may change. {_LOCALLY}",
         *_objects(FineTuneJob, ("metadata", "spec", "status")),
         "## FineTuneRuntime",
         f"{_documentation(FineTuneRuntime)} Short name `ftr`.",

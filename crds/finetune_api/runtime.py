@@ -62,7 +62,7 @@ class Ceilings(ApiModel):
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Workers of a job. Unset: 1,024."""
     resources: Resources | None = None
-    """CPU, memory and GPUs of a worker. Unset: no limit but the cluster's."""
+    """CPU, memory and GPUs of a worker. Unset, each of them: no limit but the cluster's."""
 
 
 class NamespaceRule(ApiModel):
@@ -86,13 +86,13 @@ class RuntimeSpec(ApiModel):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When the image is pulled."""
     resources: Resources = Resources(cpu="2", memory="4Gi")
-    """What a worker gets that asks for nothing."""
+    """What a worker gets, for each of them, if its job asks for nothing; never more than the ceiling."""
     ceilings: Ceilings = Ceilings()
     """The most that one job may ask for."""
     placement: Placement = Placement()
     """On which nodes pods run."""
     env: Annotated[tuple[EnvironmentVariable, ...], Field(max_length=64), Unique("name")] = ()
-    """Variables of every trainer process, NCCL's among them."""
+    """Variables of every trainer process, NCCL's among them. Those that wire a run up cannot be set."""
     shared_memory: Quantity = "1Gi"
     """Size of /dev/shm."""
     volume: Volume = Volume(size="20Gi")

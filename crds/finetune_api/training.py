@@ -175,11 +175,11 @@ class Evaluation(ApiModel):
     batch_size: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
     """Samples a forward pass, a process. Unset: as in training."""
     metrics: Annotated[tuple[Word, ...], Field(min_length=1, max_length=16), UNIQUE] | None = None
-    """Metrics to compute. Unset: the task's own (see the reference's table of tasks)."""
+    """Metrics to compute, beside the loss. Unset: the task's own. The guide has a table of each task's metrics."""
 
 
 class EarlyStopping(ApiModel):
-    """Stop when the validation metric no longer improves, and go back to the best checkpoint."""
+    """Stop when the validation metric no longer improves; then, with `checkpoint.keepBest`, go back to the best one."""
 
     metric: Word | None = None
     """The metric to watch. Unset: the task's own."""

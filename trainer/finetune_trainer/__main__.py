@@ -101,6 +101,8 @@ def explain(error: BaseException) -> TerminationMessage:
     text = str(error).strip() or type(error).__name__
     if code == ExitCode.BUG:
         text = f"{type(error).__name__}: {text}"
+    if code == ExitCode.PLATFORM and isinstance(error, OSError):
+        text = f"spec.checkpoint.volume: {text}; free it, enlarge it or make it writable, and start the job again"
     return TerminationMessage(exit_code=code, cause=cause, message=text[:_MESSAGE_CHARACTERS])
 
 

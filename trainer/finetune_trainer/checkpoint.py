@@ -104,8 +104,9 @@ def write_shard(folder: Path, step: int, rank: int, tensors: Mapping[str, Rows])
             for key, rows in tensors.items()
         },
     }
-    _write_synced(temporary / f"note-{rank:05d}.json", json.dumps(note).encode())
     _sync_folder(temporary)
+    # The last act: once every note is there, rank 0 renames the folder.
+    _write_synced(temporary / f"note-{rank:05d}.json", json.dumps(note).encode())
 
 
 def publish(

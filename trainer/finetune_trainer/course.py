@@ -22,6 +22,8 @@ class BestSeen:
 
     value: float
     step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All that was measured there. Kept here, for its checkpoint may be older than the evaluation (SIGTERM in it)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class RunState:
     without_improvement: int = 0
     """Evaluations since the best one."""
     early_stopped: bool = False
+    """Patience ran out while steps were left: at the last one the run is completed."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Latest values."""
     loss_scaling: Mapping[str, float] = field(default_factory=dict)
@@ -170,9 +173,9 @@ def evaluated(
         metrics=dict(metrics),
         evaluations=points(course.evaluate, state),
         evaluated_step=state.step,
-        best=BestSeen(value, state.step) if is_better else state.best,
+        best=BestSeen(value, state.step, dict(metrics)) if is_better else state.best,
         without_improvement=since,
-        early_stopped=patience is not None and since >= patience,
+        early_stopped=patience is not None and since >= patience and not course.is_finished(state),
     )
 
 

@@ -1,6 +1,7 @@
 """The processes of a run: joining them, agreeing on small numbers, wrapping the model so that gradients are shared.
 
-Small numbers (counts, flags) are reduced over gloo on the CPU, also on GPU runs: the GPU's queue is never waited for.
+Small numbers (counts, flags) are reduced over gloo on the CPU, also on GPU runs: not through the GPU's queue. A
+step waits for that queue to read its loss and the norm of its gradient, and for nothing else.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from finetune_api.job import JobSpec
 from finetune_trainer.context import Context
 from finetune_trainer.errors import PeerLostError, PlatformError
+from finetune_trainer.tracking import make_trackers
 
 T = TypeVar("T")
 
@@ -106,13 +108,12 @@ def make_accelerator(spec: JobSpec, context: Context) -> Accelerator:
     has_gpu = torch.cuda.is_available()
     if spec.training.precision == "fp16" and not has_gpu:
         raise PlatformError("spec.training.precision: fp16 needs a GPU, and there is none; use bf16, fp32 or auto")
-    trackers = [
-        name for name, asked in (("tensorboard", spec.tracking.tensorboard), ("wandb", spec.tracking.wandb)) if asked
-    ]
+    if context.world_size == 1:
+        os.environ.pop("LOCAL_RANK", None)  # or Accelerate makes a group of one, with a port that may be taken
     return Accelerator(
         cpu=not has_gpu,
         mixed_precision={"fp32": "no"}.get(precision := precision_of(spec), precision),
-        log_with=trackers or None,
+        log_with=make_trackers(context) or None,
         project_dir=str(context.run.trackers),
         step_scheduler_with_optimizer=False,
     )

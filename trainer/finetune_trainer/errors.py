@@ -10,8 +10,8 @@
     ├── PlatformError   78  a full volume, a missing device, a consent that is not given
     └── Preempted      143  asked to leave (SIGTERM); what there was to save is saved
 
-Invariant: whatever is no TrainerError is a bug (70). The codes are mapped to the process's exit in one place, the
-launcher; nothing else calls ``sys.exit``.
+Invariant: errors become exit codes in one place, ``__main__``, which also knows what others' errors mean (memory, disk,
+network); whatever is neither is a bug (70).
 """
 
 from typing import ClassVar

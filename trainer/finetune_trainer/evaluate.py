@@ -49,7 +49,7 @@ class Judge:
         Raises:
             Preempted: A process was asked to leave; every rank raises together.
         """
-        batches = ordered_batches(len(part), part.lengths, self.size)
+        batches = ordered_batches(len(part), part.padded_lengths, self.size)
         share = Share(self.group.rank, self.group.size, 1)
         loader = load_batches(part, batches, share, epoch=0, workers=self.workers, pin=self._has_gpu)
         scores = Scores(self.task, self.metrics, self.classes, self.accelerator.device)

@@ -54,7 +54,8 @@ def export(
     model.eval()
     adapter = None
     if hasattr(model, "merge_and_unload"):
-        _write(adapter_to, model, companions)
+        # PEFT would ask the hub whether the base's vocabulary has another size; here it never has.
+        _write(adapter_to, model, companions, save_embedding_layers=False)
         adapter = adapter_to
         model = _merge(model, probe)
     _write(to, model, companions)
@@ -76,9 +77,9 @@ def _merge(model: Any, probe: Mapping[str, Tensor]) -> nn.Module:
     return merged
 
 
-def _write(to: Path, model: Any, companions: list[Any]) -> None:
+def _write(to: Path, model: Any, companions: list[Any], **options: Any) -> None:
     with whole_folder(to) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **options)
         for companion in companions:
             companion.save_pretrained(folder)
 

@@ -95,8 +95,7 @@ def restore_best(loop: Loop, state: RunState, context: Context) -> Mapping[str, 
         return state.metrics
     load_tensors(best, loop.inner, None)
     log.info("the weights of step %d are the best and are exported", best.step)
-    metrics: Mapping[str, float] = best.state["metrics"]
-    return metrics
+    return state.best.metrics
 
 
 def _gather(loop: Loop, details: Details) -> list[Details]:

@@ -80,7 +80,9 @@ class Worker:
             number = int(variables["RANK"])
             rank_message_path(self.scratch, number).unlink(missing_ok=True)
             # In the launcher's own process group: whoever ends that, ends all of the worker.
-            process = subprocess.Popen([sys.executable, "-m", "finetune_trainer"], env=variables)
+            # Descriptors that the launcher was given (the run's lock) go on to it: the run stays locked while it lives.
+            # Those that the launcher has opened itself do not: Python makes them not inheritable.
+            process = subprocess.Popen([sys.executable, "-m", "finetune_trainer"], env=variables, close_fds=False)
             self.ranks.append(Rank(number, local, process))
 
     def watch(self) -> TerminationMessage:

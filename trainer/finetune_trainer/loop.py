@@ -75,7 +75,7 @@ class Loop:
 
         Raises:
             Preempted: A process was asked to leave; the state is saved.
-            Diverged: The gradient is not finite.
+            Diverged: Loss or gradient is not finite.
             PlatformError: A checkpoint could not be written.
         """
         set_training(self.model)
@@ -102,7 +102,7 @@ class Loop:
         part, seed, pin = self.train_part, self.spec.training.seed, self.accelerator.device.type == "cuda"
         epoch, start = state.epoch, state.batch
         while True:
-            batches = epoch_batches(len(part), part.lengths, self.batch_size, seed=seed, epoch=epoch)
+            batches = epoch_batches(len(part), part.padded_lengths, self.batch_size, seed=seed, epoch=epoch)
             loader = iter(load_batches(part, batches[start:], share, epoch=epoch, workers=self.loader_workers, pin=pin))
             for batch in batches[start:]:
                 yield [next(loader) for _ in range(share.parts)], len(batch), len(batches)
@@ -155,13 +155,7 @@ class Loop:
         if self.accelerator.scaler is not None and self._skipped <= MAX_SKIPPED_STEPS:
             return
         self.checkpointer.wait()
-        kept = (
-            f"the checkpoint of step {state.saved_step} is intact" if state.saved_step > 0 else "nothing was saved yet"
-        )
-        raise Diverged(
-            f"loss {loss:g} with gradient norm {norm:g} at step {state.step + 1}; {kept}."
-            " Lower spec.strategy.learningRate, set spec.training.maxGradNorm, or look for extreme values in the data"
-        )
+        raise diverged(f"loss {loss:g} with gradient norm {norm:g} at step {state.step + 1}", state)
 
     def _tell(self, state: RunState, loss: float, norm: float, samples: int) -> None:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
@@ -187,6 +181,9 @@ class Loop:
         self.reporter.pause()
         self.reporter.set(stage=Stage.EVALUATING, stage_percent=0.0)
         metrics = self.judge.evaluate(self.model, self.validation_part, progress=self._tell_percent)
+        if not math.isfinite(metrics["loss"]):
+            self.checkpointer.wait()
+            raise diverged(f"loss {metrics['loss']:g} on the validation set after step {state.step}", state)
         stopping = self.spec.early_stopping
         mode = (stopping.mode if stopping else None) or METRICS[self.watched].mode
         after = evaluated(
@@ -228,6 +225,15 @@ class Loop:
 
     def _loss_scaling(self) -> dict[str, float]:
         return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler is not None else {}
+
+
+def diverged(what: str, state: RunState) -> Diverged:
+    """The error that a number is not finite, with what is saved and what to do."""
+    kept = f"the checkpoint of step {state.saved_step} is intact" if state.saved_step > 0 else "nothing was saved yet"
+    return Diverged(
+        f"{what}; {kept}. Lower spec.strategy.learningRate, set spec.training.maxGradNorm,"
+        " or look for extreme values in the data"
+    )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -1,6 +1,6 @@
 """Metrics, streamed: each keeps sums and counts, so that memory does not grow with the data set.
 
-AUC-ROC is computed from 200 thresholds instead of every score for the same reason (error below 0.005).
+AUC-ROC is computed from bins instead of every score for the same reason (error below 0.005; see ``streamed``).
 torchmetrics is imported at the first evaluation: it costs seconds that the first step should not wait for.
 """
 
@@ -17,8 +17,6 @@ from finetune_trainer.tasks import IGNORED, Target, Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
-
-_THRESHOLDS = 200
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,9 @@ def _f1(average: str) -> Callable[[Target, int], "Metric"]:
 
 
 def _auroc(target: Target, classes: int) -> "Metric":
-    from torchmetrics import classification as c
+    from finetune_trainer.streamed import Auroc
 
-    kind = c.MultilabelAUROC if target == Target.CLASSES else c.MulticlassAUROC
-    return kind(classes, average="macro", thresholds=_THRESHOLDS, validate_args=False)
+    return Auroc(classes, exclusive=target == Target.CLASS)
 
 
 def _regression(name: str) -> Callable[[Target, int], "Metric"]:
@@ -64,9 +61,15 @@ def _regression(name: str) -> Callable[[Target, int], "Metric"]:
         from torchmetrics import regression as r
 
         metric: Metric = getattr(r, name)()
-        return metric
+        return metric.set_dtype(torch.float64)
 
     return build
+
+
+def _r2(_target: Target, _classes: int) -> "Metric":
+    from finetune_trainer.streamed import R2
+
+    return R2().set_dtype(torch.float64)
 
 
 _CLASSES = frozenset({Target.CLASS, Target.CLASSES})
@@ -82,7 +85,7 @@ METRICS: Mapping[str, Definition] = {
     "auroc": Definition("max", _CLASSES, _auroc),
     "mse": Definition("min", _NUMBER, _regression("MeanSquaredError")),
     "mae": Definition("min", _NUMBER, _regression("MeanAbsoluteError")),
-    "r2": Definition("max", _NUMBER, _regression("R2Score")),
+    "r2": Definition("max", _NUMBER, _r2),
     "perplexity": Definition("min", _TOKENS, None),
     "tokenAccuracy": Definition("max", _TOKENS, _accuracy),
 }
@@ -137,15 +140,13 @@ class Scores:
 
 
 def _arguments(target: Target, name: str, logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    logits = logits.float()
-    if target == Target.NUMBER:
-        return logits.squeeze(-1), wanted
+    if target == Target.NUMBER:  # in float32 the variance of years or prices would be lost in their mean
+        return logits.squeeze(-1).double(), wanted.double()
     if target == Target.TOKENS:
         return logits[:, :-1].argmax(-1), wanted[:, 1:]
-    scores = (
-        logits.sigmoid() if target == Target.CLASSES else logits.softmax(-1) if name == "auroc" else logits.argmax(-1)
-    )
-    return scores, wanted.long()
+    if name == "auroc":
+        return logits, wanted.long()
+    return (logits.sigmoid() if target == Target.CLASSES else logits.argmax(-1)), wanted.long()
 
 
 def is_better(value: float, best: float | None, *, mode: str, min_delta: float) -> bool:

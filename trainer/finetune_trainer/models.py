@@ -114,14 +114,22 @@ def load_model(spec: JobSpec, folder: Path | None, config: Any, task: Task) -> n
     except ValueError as error:
         raise SpecFault(f"spec.model: cannot be used for {task.name}: {_first_line(error)}") from error
     model = model.float()
+    model.name_or_path = model.config.name_or_path = base_name(spec.model)  # what an adapter tells of its base
     if spec.model.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = spec.model.dropout
     if spec.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     loaded: nn.Module = model
     return loaded
+
+
+def base_name(spec: ModelSpec) -> str:
+    """The base model as others find it: ``owner/name`` on the hub, else the source as written; empty for a new one."""
+    scheme, _, rest = (spec.source or "").partition("://")
+    is_repository = scheme == "hf" and rest.strip("/").count("/") == 1
+    return rest.strip("/") if is_repository else spec.source or ""
 
 
 def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context) -> Any:
@@ -149,7 +157,7 @@ def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context) -> An
     return tokenizer
 
 
-def load_processor(config: Any, folder: Path | None, asked: int | None) -> Any:
+def load_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int | None) -> Any:
     """The image processor beside the model; for a new model one that scales to its input size and to -1..1.
 
     Raises:
@@ -166,7 +174,7 @@ def load_processor(config: Any, folder: Path | None, asked: int | None) -> Any:
     height, width = size if isinstance(size, list | tuple) else (size, size)
     if folder is not None and (folder / "preprocessor_config.json").is_file():
         changes = {"size": {"height": height, "width": width}} if asked is not None else {}
-        return AutoImageProcessor.from_pretrained(folder, **changes)
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
     channels = getattr(config, "num_channels", 3)
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels

@@ -32,6 +32,7 @@ from finetune_trainer.data.prepare import (
     text_parts,
 )
 from finetune_trainer.distributed import Group, make_accelerator, share_model
+from finetune_trainer.dropout import use_fast_dropout
 from finetune_trainer.errors import Preempted
 from finetune_trainer.evaluate import Judge
 from finetune_trainer.finish import Ending, finish
@@ -54,7 +55,7 @@ from finetune_trainer.signals import StopRequest
 from finetune_trainer.snapshot import Checkpointer, load_tensors
 from finetune_trainer.strategies import Rate, apply_strategy
 from finetune_trainer.tasks import Target, Task, task_of
-from finetune_trainer.tracking import start_trackers
+from finetune_trainer.tracking import last_words, start_trackers
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +117,10 @@ def run(process: Process) -> Result | None:
         inner, rates = build_model(process.spec, material)
         loop, state = assemble(process, group, material, inner, rates)
     process.stop.defer()
-    state = loop.run(state)
-    ending = Ending(process.context, material.task, material.prepared, material.parts, material.companion)
-    result = finish(ending, loop, state, build=lambda: build_model(process.spec, material)[0])
+    with last_words(loop.accelerator):
+        state = loop.run(state)
+        ending = Ending(process.context, material.task, material.prepared, material.parts, material.companion)
+        result = finish(ending, loop, state, build=lambda: build_model(process.spec, material)[0])
     with process.heartbeat.pulse():
         group.wait()
         loop.accelerator.end_training()
@@ -138,7 +140,7 @@ def prepare(process: Process) -> Material:
     require_parts(prepared)
     config = load_config(spec.model, folder, task, prepared.labels)
     if task.reads == "image":
-        processor = load_processor(config, folder, spec.data.image_size)
+        processor = load_processor(spec.model, folder, config, spec.data.image_size)
         channels = getattr(config, "num_channels", 3)
         parts = image_parts(prepared, task, spec, processor, channels=channels, cache=context.cache, beat=beat)
         return Material(task, folder, config, processor, prepared, parts, None)
@@ -164,7 +166,8 @@ def build_model(spec: JobSpec, material: Material) -> tuple[nn.Module, tuple[Rat
     """The model as it starts, with its strategy applied, on the CPU; the same on every rank."""
     model = load_model(spec, material.folder, material.config, material.task)
     torch.manual_seed(spec.training.seed)
-    return apply_strategy(model, spec.strategy, has_new_head=material.task.target != Target.TOKENS)
+    has_new_head = material.task.target != Target.TOKENS
+    return apply_strategy(model, spec.strategy, has_new_head=has_new_head, revision=spec.model.revision)
 
 
 def assemble(
@@ -177,11 +180,13 @@ def assemble(
     accelerator = make_accelerator(spec, context)
     if spec.training.compile:
         inner.compile(dynamic=True)
+    elif accelerator.device.type == "cpu":
+        use_fast_dropout(inner)
     model = share_model(inner, find_layers(inner).modules, spec, accelerator)
     optimizer = accelerator.prepare_optimizer(build_optimizer(inner, rates, spec.training))
     state = resume(process, group, accelerator, inner, optimizer)
     train, size = material.parts[TRAIN], batch_size_of(spec)
-    epoch = epoch_batches(len(train), train.lengths, size, seed=spec.training.seed, epoch=0)
+    epoch = epoch_batches(len(train), train.padded_lengths, size, seed=spec.training.seed, epoch=0)
     watched = (spec.early_stopping.metric if spec.early_stopping else None) or task.monitor
     workers = _loader_workers(context, task)
     history = History(context.run.history, resumed_step=state.step) if context.is_main else None
@@ -292,7 +297,7 @@ def describe_run(context: Context, material: Material, inner: nn.Module, rates: 
     named = dict(inner.named_parameters())
     trainable = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in named.values())
-    described = describe(material.prepared, material.parts, material.max_length)
+    described = describe(material.prepared, material.parts)
     described["parameters"] = {"total": total, "trainable": trainable}
     described["rates"] = [
         {

@@ -24,13 +24,16 @@ class Rate:
     """Qualified names of the trained parameters."""
 
 
-def apply_strategy(model: nn.Module, strategy: Strategy, *, has_new_head: bool) -> tuple[nn.Module, tuple[Rate, ...]]:
+def apply_strategy(
+    model: nn.Module, strategy: Strategy, *, has_new_head: bool, revision: str | None = None
+) -> tuple[nn.Module, tuple[Rate, ...]]:
     """Freeze what is not trained, add an adapter if asked for, and give each depth its rate.
 
     Args:
         model: The model to train.
         strategy: What is asked for.
         has_new_head: The head is not part of the checkpoint: LoRA trains it whole and keeps it with the adapter.
+        revision: Of the model's source, which an adapter names as its base.
 
     Returns:
         The model (a PEFT model for LoRA), and the rates of the depths that are trained, from the bottom up.
@@ -40,7 +43,7 @@ def apply_strategy(model: nn.Module, strategy: Strategy, *, has_new_head: bool) 
     """
     layers = find_layers(model)
     if strategy.lora is not None:
-        model = add_adapter(model, layers, strategy.lora, has_new_head=has_new_head)
+        model = add_adapter(model, layers, strategy.lora, has_new_head=has_new_head, revision=revision)
         layers = find_layers(model)
     else:
         _freeze(layers, strategy)
@@ -103,13 +106,16 @@ def rate_at(rate: LearningRate, depth: int, top: int) -> float:
     return rate.value * (rate.layer_decay or 1.0) ** (top - depth)
 
 
-def add_adapter(model: nn.Module, layers: Layers, lora: Lora, *, has_new_head: bool) -> nn.Module:
+def add_adapter(
+    model: nn.Module, layers: Layers, lora: Lora, *, has_new_head: bool, revision: str | None = None
+) -> nn.Module:
     """The model with a LoRA adapter on ``targetModules``, and with a new head trained whole.
 
     Raises:
         SpecFault: A name in ``targetModules`` matches no module.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     config = LoraConfig(
         r=lora.r,
@@ -117,8 +123,9 @@ def add_adapter(model: nn.Module, layers: Layers, lora: Lora, *, has_new_head: b
         lora_dropout=lora.dropout,
         target_modules=_targets(model, layers, lora.target_modules),
         modules_to_save=_head_modules(model) if has_new_head else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie transposed
     )
-    adapted: nn.Module = get_peft_model(model, config)
+    adapted: nn.Module = get_peft_model(model, config, revision=revision)
     return adapted
 
 

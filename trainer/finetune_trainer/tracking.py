@@ -1,29 +1,55 @@
 """TensorBoard and Weights & Biases, through Accelerate's trackers; a resumed run goes on in the same one."""
 
-import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from finetune_trainer.context import Context
 
+LAST_WORDS_SECONDS = 3.0
+"""For trackers to write what they hold when a run fails; its launcher waits five before it kills."""
+
+
+@contextmanager
+def last_words(accelerator: Accelerator) -> Iterator[None]:
+    """Within: an error does not cost the trackers what they have not written yet."""
+    try:
+        yield
+    except BaseException:
+        thread = threading.Thread(target=_finish, args=(accelerator,), name="trackers", daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_SECONDS)
+        raise
+
+
+def _finish(accelerator: Accelerator) -> None:
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def make_trackers(context: Context) -> list[GeneralTracker]:
+    """The trackers that the spec asks for, not yet started.
+
+    Made here, for Accelerate would give all of them one name: TensorBoard's folder would be called as the W&B project.
+    """
+    name, asked, folder = context.job.metadata.name, context.job.spec.tracking, str(context.run.trackers)
+    trackers: list[GeneralTracker] = [TensorBoardTracker(name, folder)] if asked.tensorboard else []
+    if asked.wandb is not None:
+        identity = {"name": name, "entity": asked.wandb.entity, "id": _run_id(context), "resume": "allow"}
+        trackers.append(WandBTracker(asked.wandb.project, **identity, mode=asked.wandb.mode, dir=folder))
+    return trackers
+
 
 def start_trackers(accelerator: Accelerator, context: Context) -> None:
-    """Start the trackers that the spec asks for, on rank 0."""
+    """Start the trackers that ``accelerator`` was made with, on rank 0."""
     if not accelerator.log_with:
         return
-    name, spec = context.job.metadata.name, context.job.spec
-    folder = context.run.trackers
     if context.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-    options = {}
-    project = name
-    if spec.tracking.wandb is not None:
-        wandb = spec.tracking.wandb
-        os.environ["WANDB_MODE"] = wandb.mode
-        project = wandb.project
-        identity = {"name": name, "entity": wandb.entity, "id": _run_id(context), "resume": "allow"}
-        options["wandb"] = {**identity, "dir": str(folder)}
-    accelerator.init_trackers(project, config=None, init_kwargs=options)
+        context.run.trackers.mkdir(parents=True, exist_ok=True)
+    accelerator.init_trackers(context.job.metadata.name)
 
 
 def _run_id(context: Context) -> str:

@@ -51,6 +51,8 @@ class Encoded:
     offsets: Indices
     second: np.ndarray[Any, np.dtype[np.int32]] | None
     """(N,) where the second text of a pair starts; None if the model does not tell the two apart."""
+    truncated: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    """(N,) whether something of the text was cut off; None if nobody looked."""
 
     @property
     def lengths(self) -> Indices:
@@ -65,6 +67,8 @@ class Part(Dataset[Batch]):
     """(n,) rows of the source that belong to this part; an index below is a position in it."""
     lengths: Indices | None
     """(n,) tokens of each sample; None for images."""
+    padded_lengths: Indices | None
+    """(n,) tokens of each sample as it is padded by itself: a batch of n is n times its largest. None for images."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,14 +99,18 @@ class TextPart(Part):
     multiple: int = 1
     always_mask: bool = False
     lengths: Indices = field(init=False)
+    padded_lengths: Indices = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths", self.encoded.lengths[self.rows])
+        lengths = self.encoded.lengths[self.rows]
+        padded = np.full_like(lengths, self.fixed_length) if self.fixed_length else _round_up(lengths, self.multiple)
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "padded_lengths", padded)
 
     def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:  # noqa: ARG002 - texts are always the same
         """Padded ids; the mask is left out where nothing is padded (attention is faster without one)."""
         lengths = self.lengths[indices]
-        width = self.fixed_length or -(-int(lengths.max()) // self.multiple) * self.multiple
+        width = int(self.padded_lengths[indices].max())
         ids = np.full((len(indices), width), self.pad_id, np.int64)
         positions = np.arange(width)
         mask = positions < lengths[:, None]
@@ -117,6 +125,10 @@ class TextPart(Part):
             inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64))
         target = self.targets[rows] if self.targets is not None else torch.from_numpy(np.where(mask, ids, IGNORED))
         return Batch(inputs, target, indices, is_counted)
+
+
+def _round_up(lengths: Indices, multiple: int) -> Indices:
+    return -(-lengths // multiple) * multiple
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +147,7 @@ class ImagePart(Part):
     augment: Callable[[Any, int, int], Any] | None = None
     """(image, epoch, index) → changed image; a function of the three and of the run's seed."""
     lengths: None = None
+    padded_lengths: None = None
 
     def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:
         """Pixel values of these images."""

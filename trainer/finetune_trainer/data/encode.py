@@ -13,7 +13,7 @@ from finetune_trainer.data.cache import Beat, cached
 from finetune_trainer.data.dataset import Encoded
 
 _CHUNK = 4096
-_FORMAT = 1
+_FORMAT = 2
 
 
 def encode_texts(
@@ -56,7 +56,12 @@ def encode_texts(
 
 def _fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    if backend is None:
+        content = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    else:
+        backend.no_truncation()  # as the latest call has left it: not what the tokenizer is, and set at every call
+        backend.no_padding()
+        content = backend.to_str()
     settings = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.model_input_names]
     return hashlib.sha256((content + json.dumps(settings, default=str, sort_keys=True)).encode()).hexdigest()
 
@@ -64,14 +69,17 @@ def _fingerprint(tokenizer: Any) -> str:
 def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, end_id: int | None, beat: Beat) -> None:
     lengths: list[np.ndarray[Any, Any]] = []
     seconds: list[np.ndarray[Any, Any]] = []
+    truncated: list[bool] = []
     with (folder / "ids.bin").open("wb") as file:
         for chunk in _chunks(table):
-            rows, second = _encode_chunk(tokenizer, chunk, max_length, end_id)
+            rows, second, cut = _encode_chunk(tokenizer, chunk, max_length, end_id)
             lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
             seconds.append(second)
+            truncated += cut
             np.concatenate([np.asarray(row, np.int32) for row in rows]).tofile(file)
             beat()
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64))
+    np.save(folder / "truncated.npy", np.array(truncated, bool))
     if "token_type_ids" in tokenizer.model_input_names:
         np.save(folder / "second.npy", np.concatenate(seconds))
 
@@ -84,26 +92,36 @@ def _chunks(table: pa.Table) -> Iterator[dict[str, list[str]]]:
 
 def _encode_chunk(
     tokenizer: Any, chunk: dict[str, list[str]], max_length: int, end_id: int | None
-) -> tuple[list[list[int]], "np.ndarray[Any, np.dtype[np.int32]]"]:
-    """Ids of each text, and where its second text starts (its length if there is none)."""
+) -> tuple[list[list[int]], "np.ndarray[Any, np.dtype[np.int32]]", list[bool]]:
+    """Ids of each text, where its second text starts (its length if there is none), and whether it was cut."""
+    limit = max_length - (end_id is not None)
     encoded = tokenizer(
         chunk["text"],
         chunk.get("text_pair"),
         truncation=True,
-        max_length=max_length - (end_id is not None),
+        max_length=limit,
         return_attention_mask=False,
         return_token_type_ids="text_pair" in chunk and "token_type_ids" in tokenizer.model_input_names,
     )
     ids = encoded["input_ids"]
+    cut = _truncated(ids, encoded.encodings, limit)
     if end_id is not None:
         ids = [row if row and row[-1] == end_id else [*row, end_id] for row in ids]
     types = encoded.get("token_type_ids")
     second = [row.index(1) if 1 in row else len(row) for row in types] if types else list(map(len, ids))
-    return ids, np.asarray(second, np.int32)
+    return ids, np.asarray(second, np.int32), cut
+
+
+def _truncated(ids: list[list[int]], encodings: list[Any] | None, limit: int) -> list[bool]:
+    """Whether each text was cut. A fast tokenizer tells; of a slow one every text that fills the limit counts."""
+    is_full = [len(row) >= limit for row in ids]
+    if encodings is None:
+        return is_full
+    return [full and bool(one.overflowing) for full, one in zip(is_full, encodings, strict=True)]
 
 
 def _load(folder: Path) -> Encoded:
     offsets = np.load(folder / "offsets.npy")
     ids = np.memmap(folder / "ids.bin", np.int32, "r", shape=(int(offsets[-1]),))
     second = folder / "second.npy"
-    return Encoded(ids, offsets, np.load(second) if second.exists() else None)
+    return Encoded(ids, offsets, np.load(second) if second.exists() else None, np.load(folder / "truncated.npy"))

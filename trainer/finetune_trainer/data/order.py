@@ -4,8 +4,9 @@ Invariant: every sample is in exactly one batch of an epoch, whatever the number
 of each batch. So a run can be resumed in the middle of an epoch, on another number of processes, without repeating or
 missing a sample.
 
-Lengths are counted in tokens. Samples of like length share a batch: an epoch is shuffled, cut into pools, each pool is
-sorted by length and cut into batches, and the batches are shuffled. Within a length the order is random.
+Lengths are counted in tokens, with the padding that a sample has by itself. Samples of like length share a batch: an
+epoch is shuffled, cut into pools, each pool is sorted by length and cut into batches, and the batches are shuffled.
+Within a length the order is random.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ def epoch_batches(count: int, lengths: Indices | None, size: BatchSize, *, seed:
 
     Args:
         count: Number of samples.
-        lengths: Tokens of each sample (count,); None where samples are all alike (images).
+        lengths: Tokens of each sample (count,), see ``Part.padded_lengths``; None where samples are all alike (images).
         size: What a batch holds.
         seed: The run's seed.
         epoch: Number of the epoch, from 0.

@@ -215,7 +215,7 @@ def _check_images(samples: Samples, paths: list[str], cache: Path, beat: Beat) -
     cached(cache, "images", {"images": dict(samples.key)}, build=build, load=lambda _folder: None, beat=beat)
 
 
-def describe(prepared: Prepared, parts: Mapping[str, Part], max_length: int | None) -> dict[str, Any]:
+def describe(prepared: Prepared, parts: Mapping[str, Part]) -> dict[str, Any]:
     """preparation.json: samples a part, classes and their counts, lengths in tokens."""
     described: dict[str, Any] = {
         "samples": {name: len(part) for name, part in parts.items()},
@@ -225,9 +225,9 @@ def describe(prepared: Prepared, parts: Mapping[str, Part], max_length: int | No
     }
     if prepared.labels is not None:
         described["labelCounts"] = {name: _counts(piece, prepared.labels) for name, piece in prepared.slices.items()}
-    lengths = [part.lengths for part in parts.values() if part.lengths is not None]
-    if lengths and max_length is not None:
-        described["lengths"] = _lengths(np.concatenate(lengths), max_length)
+    texts = [part for part in parts.values() if isinstance(part, TextPart)]
+    if texts:
+        described["lengths"] = _lengths(texts)
     return described
 
 
@@ -237,10 +237,11 @@ def _counts(piece: Slice, labels: tuple[str, ...]) -> dict[str, int]:
     return {label: int(count) for label, count in zip(labels, counts, strict=True)}
 
 
-def _lengths(lengths: Indices, max_length: int) -> dict[str, int]:
+def _lengths(parts: list[TextPart]) -> dict[str, int]:
+    lengths = np.concatenate([part.lengths for part in parts])
     p50, p90, p99 = np.percentile(lengths, (50, 90, 99)).astype(int).tolist()
-    full = int((lengths >= max_length).sum())
-    return {"p50": p50, "p90": p90, "p99": p99, "max": int(lengths.max()), "truncated": full}
+    cut = sum(int(part.encoded.truncated[part.rows].sum()) for part in parts if part.encoded.truncated is not None)
+    return {"p50": p50, "p90": p90, "p99": p99, "max": int(lengths.max()), "truncated": cut}
 
 
 def require_parts(prepared: Prepared) -> None:

@@ -15,7 +15,7 @@ def setting_rows(job: FineTuneJob) -> tuple[Row, ...]:
     """The choices that a reader of the result wants to know, strategy first."""
     spec, training = job.spec, job.spec.training
     return (
-        ("What is trained", strategy_words(spec.strategy)),
+        ("What is trained", strategy_words(spec.strategy, has_new_head=spec.task != "causal-lm")),
         ("Learning rate", learning_rate_words(spec.strategy.learning_rate)),
         ("Schedule", f"{training.scheduler}, {_warmup_words(training)}"),
         ("Optimizer", f"AdamW, weight decay {number(training.weight_decay)}"),
@@ -30,11 +30,12 @@ def setting_rows(job: FineTuneJob) -> tuple[Row, ...]:
     )
 
 
-def strategy_words(strategy: Strategy) -> str:
-    """What is trained."""
+def strategy_words(strategy: Strategy, *, has_new_head: bool) -> str:
+    """What is trained. With LoRA, a head that the checkpoint does not have is trained beside the adapter."""
     if strategy.lora:
         lora = strategy.lora
-        return f"LoRA: rank {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}; and the head"
+        adapter = f"LoRA: rank {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"
+        return f"{adapter}; and the head" if has_new_head else adapter
     if strategy.trainable == "head":
         return "the head alone"
     if strategy.trainable == "lastLayers":

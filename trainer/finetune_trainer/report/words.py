@@ -12,15 +12,11 @@ from finetune_trainer.report.records import AttemptEnd, AttemptStart, Target
 NOTHING = "—"
 
 _METRIC_NAMES = {
-    "aucRoc": "AUC-ROC",
-    "auc_roc": "AUC-ROC",
+    "auroc": "AUC-ROC",
     "f1": "F1",
     "mae": "MAE",
     "mse": "MSE",
     "r2": "R²",
-    "rmse": "RMSE",
-    "rocAuc": "ROC-AUC",
-    "roc_auc": "ROC-AUC",
 }
 
 _CAUSES = {
@@ -116,7 +112,7 @@ def aware(time: datetime) -> datetime:
 
 
 def metric_name(name: str) -> str:
-    """A metric's name for people: ``aucRoc`` as ``AUC-ROC``, ``macroF1`` as ``Macro F1``."""
+    """A metric's name for people: ``auroc`` as ``AUC-ROC``, ``f1Weighted`` as ``F1 weighted``."""
     if name in _METRIC_NAMES:
         return _METRIC_NAMES[name]
     spaced = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name.replace("_", " "))

@@ -1,0 +1,152 @@
+"""What the ranks of a group run in tests; here because a process that was started anew can import it."""
+
+import ctypes
+import gc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+import tiny
+from finetune_trainer.checkpoint import verify
+from finetune_trainer.data.dataset import Encoded, TextPart
+from finetune_trainer.data.order import BatchSize
+from finetune_trainer.distributed import Group, _shard
+from finetune_trainer.evaluate import Details, Judge
+from finetune_trainer.metrics import choose_metrics
+from finetune_trainer.snapshot import Checkpointer, load_tensors, state_tensors
+from finetune_trainer.tasks import TASKS, Target
+
+DATA = SimpleNamespace(multi_label=False)
+
+
+def train_all(rank: int, world_size: int, runs: dict[Path, tuple[str, dict[str, Any]]]) -> None:
+    """Train each run: folder → (kind, spec)."""
+    for run, (kind, spec) in runs.items():
+        wanted = tiny.job(run.parent, kind, spec)
+        tiny.trained(tiny.process_of(wanted, run, rank=rank, world_size=world_size))
+
+
+class Uneven(nn.Module):
+    """Rows that 2 and 3 processes cannot share evenly; of a single row, some have none."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
+        self.one = nn.Parameter(torch.randn(1, 5))
+        self.head = nn.Linear(5, 7)
+        self.norm = nn.BatchNorm1d(7)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            inputs = layer(inputs)
+        return self.norm(self.head(inputs + self.one))
+
+
+def sharded(world_size: int, seed: int, steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """An uneven model, sharded if there is more than one process, after ``steps`` optimizer steps."""
+    model = Uneven(seed)
+    if world_size > 1:
+        _shard(model, list(model.layers), "fp32", torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    torch.manual_seed(0)
+    for _ in range(steps):
+        model(torch.randn(4, 5)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def whole(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All that a checkpoint keeps, unsharded."""
+    tensors = state_tensors(model, optimizer, whole=True)
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in tensors.items()
+    }
+
+
+def write_sharded(rank: int, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Save a sharded model; returns what it held."""
+    model, optimizer = sharded(world_size, seed=1, steps=3)
+    saver = Checkpointer(
+        folder,
+        rank=rank,
+        world_size=world_size,
+        is_sharded=world_size > 1,
+        keep_last=2,
+        before_publish=lambda: None,
+        on_saved=lambda _step, _path: None,
+    )
+    saver.save({"step": 3}, state_tensors(model, optimizer, whole=True), best_step=None)
+    saver.wait()
+    return whole(model, optimizer)
+
+
+def read_sharded(_rank: int, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
+    """Load it into a model of other weights; returns what that holds then."""
+    model, optimizer = sharded(world_size, seed=2, steps=1)
+    load_tensors(verify(folder / "step-000000000003"), model, optimizer)
+    return whole(model, optimizer)
+
+
+class Guess(nn.Module):
+    """A model that costs next to nothing: its logits are an embedding of the tokens."""
+
+    def __init__(self, target: Target, classes: int) -> None:
+        super().__init__()
+        self.target = target
+        self.embedding = nn.Embedding(100, classes)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        logits = self.embedding(input_ids)
+        return SimpleNamespace(logits=logits if self.target == Target.TOKENS else logits.sum(1))
+
+
+def texts(count: int, target: Target, classes: int) -> TextPart:
+    """``count`` texts of 16 tokens each."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 100, 16 * count, np.int32)
+    encoded = Encoded(ids, np.arange(count + 1) * 16, None)
+    targets = torch.from_numpy(random.integers(0, classes, count)) if target == Target.CLASS else None
+    return TextPart(np.arange(count), encoded, targets, pad_id=0)
+
+
+def evaluation_peaks(_rank: int, _world_size: int, target: Target) -> tuple[int, int, int]:
+    """Peak memory in bytes of evaluating 1x and 10x the data, and the size of 10x the predictions."""
+    classes, count = (500, 3000) if target == Target.CLASS else (400, 300)
+    task = TASKS["text-classification" if target == Target.CLASS else "causal-lm"](SimpleNamespace(data=DATA))
+    judge = Judge(
+        task=task,
+        metrics=choose_metrics(task, None),
+        classes=classes,
+        accelerator=Accelerator(cpu=True),
+        group=Group(SimpleNamespace(rank=0, world_size=1), has_gpu=False),
+        size=BatchSize(30, None),
+        workers=0,
+        beat=lambda: None,
+        is_stopped=lambda: False,
+    )
+    model, parts = Guess(target, classes), [texts(each * count, target, classes) for each in (1, 10)]
+    judge.evaluate(model, parts[0], details=Details(task, classes))  # imports, and memory that is used again
+    peaks = [peak_of(partial(judge.evaluate, model, part, details=Details(task, classes))) for part in parts]
+    outputs = 10 * count * classes * 4 * (16 if target == Target.TOKENS else 1)
+    return peaks[0], peaks[1], outputs
+
+
+def peak_of(work: Callable[[], Any]) -> int:
+    """Most bytes that this process held while it did ``work``."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
+    work()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

@@ -1,0 +1,187 @@
+"""How runs end before they are finished: asked to leave, stalled, or a process lost; and that they go on afterwards."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+import tiny
+from finetune_api.outcomes import Cause
+from finetune_trainer.checkpoint import name_of, steps_in, verify
+from workers import history_of, last_step, meeting_port, until
+
+LEAVE_SECONDS = 25
+"""All of a run is gone that soon after one of its processes was asked to leave."""
+LOST_SECONDS = 10
+PREEMPTED, KILLED, RETRY = 143, 137, 75
+
+LONG = {"training": {"epochs": 2000, "maxSteps": None}}
+"""Does not end by itself while a test looks on."""
+
+
+def job(folder, processes=2, **spec):
+    wanted = tiny.merged({"distributed": {"processesPerWorker": processes}}, spec)
+    return tiny.job(folder, "text-classification", wanted, samples=60)
+
+
+def saved_step(worker):
+    """The newest checkpoint's step; it is whole."""
+    step = steps_in(worker.run.checkpoints)[0]
+    assert verify(worker.run.checkpoints / name_of(step)).state["step"] == step
+    return step
+
+
+@pytest.mark.parametrize("asked", ["the launcher", "rank 0", "rank 1"])
+def test_sigterm_saves_and_leaves(workers, tmp_path, asked):
+    worker = workers.start(job(tmp_path, **LONG), tmp_path / "run")
+    ranks = worker.ranks(2)
+    worker.await_step(3)
+    {"the launcher": worker, "rank 0": ranks[0], "rank 1": ranks[1]}[asked].terminate()
+    assert worker.wait(LEAVE_SECONDS) == PREEMPTED
+    step = last_step(worker.run)
+    told = worker.message()
+    assert (told.cause, told.step, told.message) == (Cause.PREEMPTED, step, f"asked to leave; step {step} is saved")
+    assert saved_step(worker) == step, "no step is lost"
+    assert not worker.survivors()
+
+
+def test_sigterm_during_an_evaluation(workers, tmp_path):
+    spec = {"evaluation": {"every": {"steps": 5}, "batchSize": 1}, "data": {"split": {"train": 1, "validation": 9}}}
+    wanted = tiny.job(
+        tmp_path, "text-classification", {**LONG, **spec, "distributed": {"processesPerWorker": 2}}, samples=2000
+    )
+    worker = workers.start(wanted, tmp_path / "run")
+    worker.await_stage("Evaluating")
+    worker.ranks(2)[1].terminate()
+    assert worker.wait(LEAVE_SECONDS) == PREEMPTED
+    assert saved_step(worker) == 5
+    assert [line["kind"] for line in history_of(worker.run.root)] == ["step"] * 5, "it did not finish its evaluation"
+    again = workers.start(wanted, tmp_path / "run", attempt=2)
+    again.await_step(6)
+    kinds = [line["kind"] for line in history_of(again.run.root)]
+    assert kinds[:6] == ["step"] * 5 + ["evaluation"], "it was made up for"
+
+
+def test_sigterm_during_preparation(workers, tmp_path):
+    wanted = tiny.job(tmp_path, "text-classification", {"distributed": {"processesPerWorker": 2}}, samples=8_000)
+    worker = workers.start(wanted, tmp_path / "run")
+    ranks = worker.ranks(2)
+    until(lambda: any((tmp_path / "cache").glob(".tmp-*")), "that data is prepared", pause=0.001)
+    ranks[1].terminate()
+    assert worker.wait(LEAVE_SECONDS) == PREEMPTED
+    told = worker.message()
+    assert told.cause == Cause.PREEMPTED
+    assert told.message in ("asked to leave before the first step", "rank 1 was ended by SIGTERM")
+    assert workers.start(wanted, tmp_path / "run", attempt=2).wait() == 0
+
+
+def test_sigterm_during_imports(workers, tmp_path):
+    worker = workers.start(job(tmp_path, 1), tmp_path / "run", cold=True)
+    (rank,) = worker.ranks(1)
+    until(lambda: rank.cpu_times().user > 0.7, "that it imports", pause=0.01)
+    rank.terminate()
+    assert worker.wait(LEAVE_SECONDS) == PREEMPTED
+    assert worker.message().cause == Cause.PREEMPTED
+    assert last_step(worker.run) == 0
+
+
+def test_stopped_rank_is_found_and_the_run_goes_on(workers, tmp_path):
+    timeout = 5
+    stalling = job(tmp_path, **LONG, recovery={"stallTimeoutSeconds": timeout}, checkpoint={"every": {"steps": 2}})
+    worker = workers.start(stalling, tmp_path / "run")
+    ranks = worker.ranks(2)
+    worker.await_step(5)
+    ranks[1].send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert worker.wait(timeout + LEAVE_SECONDS) == RETRY
+    seconds = time.monotonic() - stopped
+    assert timeout - 1 < seconds < timeout + 5, seconds
+    told = worker.message()
+    assert told.cause == Cause.STALLED
+    assert re.match(
+        r"rank 0, 1: nothing progressed for 5 s \(spec\.recovery\.stallTimeoutSeconds\); the stacks .*stacks\.txt$",
+        told.message,
+    )
+    assert not worker.survivors()
+    stacks = (worker.scratch / "stacks.txt").read_text().split("── rank ")
+    assert [part[:1] for part in stacks[1:]] == ["0", "1"]
+    for part in stacks[1:]:
+        assert "(most recent call first)" in part
+        assert "loop.py" in part
+    finishing = job(tmp_path, training={"maxSteps": saved_step(worker) + 3})
+    again = workers.start(finishing, tmp_path / "run", attempt=2)
+    assert again.wait() == 0, again.log.read_text()
+    print(f"found and ended {seconds:.1f} s after SIGSTOP, the time-out being {timeout} s")
+
+
+def test_killed_rank_ends_the_others(workers, tmp_path):
+    worker = workers.start(job(tmp_path, **LONG), tmp_path / "run", attempt=3)
+    ranks = worker.ranks(2)
+    worker.await_step(3)
+    ranks[1].kill()
+    started = time.monotonic()
+    assert worker.wait(LOST_SECONDS) == KILLED
+    seconds = time.monotonic() - started
+    told = worker.message()
+    assert (told.cause, told.message) == (Cause.INFRASTRUCTURE, "rank 1 was ended by SIGKILL")
+    assert json.loads((worker.scratch / "rank-0.json").read_text())["exitCode"] == RETRY, "rank 0 noticed by itself"
+    assert not worker.survivors()
+    end = json.loads(worker.run.attempts.read_text().splitlines()[-1])
+    assert (end["event"], end["attempt"], end["exitCode"]) == ("end", 3, KILLED)
+    print(f"all ended {seconds:.1f} s after a rank was lost")
+
+
+def test_killed_worker_ends_the_other_worker(workers, tmp_path):
+    port, wanted = meeting_port(), job(tmp_path, 1, **LONG, distributed={"workers": 2})
+    first, second = (workers.start(wanted, tmp_path / "run", worker=index, port=port) for index in (0, 1))
+    first.await_step(3)
+    second.kill()
+    assert first.wait(LOST_SECONDS) == RETRY
+    assert first.message().cause == Cause.INFRASTRUCTURE
+    assert not first.survivors()
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["worker 1 does not come", "worker 0 does not come"])
+def test_peer_that_never_comes(workers, tmp_path, index):
+    wanted = job(tmp_path, 1, distributed={"workers": 2})
+    worker = workers.start(wanted, tmp_path / "run", worker=index, join_timeout_seconds=3)
+    assert worker.wait(30) == RETRY
+    told = worker.message()
+    assert told.cause == Cause.INFRASTRUCTURE
+    assert re.match(
+        r"the 2 processes of the run did not all meet at 127\.0\.0\.1:\d+ within 0:00:03: .", told.message
+    ), told.message
+
+
+def test_sigterm_while_waiting_for_a_peer(workers, tmp_path):
+    stall_seconds = 5
+    wanted = job(tmp_path, 1, distributed={"workers": 2}, recovery={"stallTimeoutSeconds": stall_seconds})
+    worker = workers.start(wanted, tmp_path / "run")
+    (rank,) = worker.ranks(1)
+    until(lambda: [at for at in rank.net_connections() if at.status == "LISTEN"][1:], "progress server and store")
+    with pytest.raises(AssertionError, match="the end"):  # waiting for others is no stall
+        until(lambda: worker.poll() is not None, "the end", seconds=stall_seconds + 2)
+    worker.terminate()
+    assert worker.wait(LOST_SECONDS) == PREEMPTED
+
+
+def test_lost_launcher_has_its_ranks_save_and_leave(workers, tmp_path):
+    worker = workers.start(job(tmp_path, **LONG), tmp_path / "run")
+    worker.ranks(2)
+    worker.await_step(3)
+    os.kill(worker.pid, signal.SIGKILL)
+    until(lambda: not worker.survivors(), "the end of every rank", seconds=LEAVE_SECONDS)
+    assert json.loads((worker.scratch / "rank-0.json").read_text())["exitCode"] == PREEMPTED
+    assert saved_step(worker) == last_step(worker.run)
+
+
+def test_lost_parent_has_the_launcher_leave(workers, tmp_path):
+    worker = workers.start(job(tmp_path, 1, **LONG), tmp_path / "run", with_parent=True)
+    worker.await_step(2)
+    os.kill(worker.pid, signal.SIGKILL)
+    until(lambda: not worker.survivors(), "the end of the worker", seconds=LEAVE_SECONDS)
+    assert worker.message().exit_code == PREEMPTED
+    assert saved_step(worker) == last_step(worker.run)
