@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits as a folder of images: ``python make_digits.py FOLDER`` → FOLDER/<digit>/<n>.png."""
+"""Scikit-learn's handwritten digits as a folder of images: ``make_digits.py FOLDER`` → FOLDER/<digit>/<n>.png."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,20 @@
 """What tests of the trainer share."""
 
+import os
 import sys
 
 import pytest
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """A test that is skipped in CI is a failure there: what CI does not see, nobody sees."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("CI") and skipped:
+        for report in skipped:
+            print(f"\nskipped, which CI=true does not allow: {report.nodeid}: {report.longrepr}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -79,7 +79,8 @@ ENDED = {
     "every text ends": ([["w1", "w2"], ["w3"]], 8, [[3, 4, 1], [5, 1]]),
     "none ends twice": ([["w1", "<end>"]], 8, [[3, 1]]),
     "an empty text is its end": ([[]], 8, [[1]]),
-    "truncated with room for the end": ([["w1"] * 9], 4, [[3, 3, 3, 1]]),
+    "one that is cut does not end": ([["w1"] * 9], 4, [[3, 3, 3]]),
+    "one that just fits ends": ([["w1"] * 3], 4, [[3, 3, 3, 1]]),
 }
 
 

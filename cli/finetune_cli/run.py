@@ -29,7 +29,7 @@ POLL_SECONDS = 0.2
 DEADLINE_EXIT_CODE = 124
 """As timeout(1) has it."""
 _CHANGEABLE = frozenset({"spec.distributed", "spec.recovery"})
-"""Fixed in a cluster, where pods may stand that were made by them; here nothing runs yet. The run stays the same: batches
+"""Fixed in a cluster, where pods may stand that they made; here nothing runs yet. The run stays the same: batches
 are global, and any number of processes loads a checkpoint."""
 _HINT = Event("Normal", Reason.INTERRUPTED, "Saving and stopping; a second time ends it at once")
 

@@ -27,14 +27,15 @@ class ModelSpec(ApiModel):
     revision: Word | None = None
     """Commit, tag or branch of an `hf://` `source`. Pin a commit to make the run reproducible."""
     tokenizer: Source | None = None
-    """Where the tokenizer lies, if not beside the model; an `hf://` one is of the main branch (`revision` is `source`'s)."""
+    """Where the tokenizer lies, if not beside the model. `revision` is not for it: an `hf://` one is that of the main
+    branch."""
     dropout: Fraction | None = None
     """Dropout probability of every dropout layer, 0 to 1. Unset: what the checkpoint's configuration says."""
     config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     """Fields of the architecture's configuration to set (`model_type` is needed when there is no `source`)."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint. In a cluster the runtime must consent as well; on one machine this
-    is consent enough."""
+    """Run Python code that comes with the checkpoint. In a cluster the runtime must consent as well; on one machine
+    this is consent enough."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -13,7 +13,7 @@ from finetune_trainer.data.cache import Beat, cached
 from finetune_trainer.data.dataset import Encoded
 
 _CHUNK = 4096
-_FORMAT = 2
+_FORMAT = 3
 
 
 def encode_texts(
@@ -32,7 +32,7 @@ def encode_texts(
         table: The texts, (N,) rows.
         tokenizer: A tokenizer of transformers; a fast one uses every core.
         max_length: Longest sequence in tokens, special tokens counted; of a pair the longer text is truncated first.
-        end_id: Token to end every text with (causal-lm); None to leave that to the tokenizer.
+        end_id: Token to end every text with that is not cut (causal-lm); None to leave that to the tokenizer.
         key: What identifies the texts.
         cache: Folder of prepared data.
         beat: Called for every chunk.
@@ -106,7 +106,9 @@ def _encode_chunk(
     ids = encoded["input_ids"]
     cut = _truncated(ids, encoded.encodings, limit)
     if end_id is not None:
-        ids = [row if row and row[-1] == end_id else [*row, end_id] for row in ids]
+        # Not after a text that was cut: a model must not learn to stop in the middle of a sentence.
+        has_end = [was_cut or (bool(row) and row[-1] == end_id) for row, was_cut in zip(ids, cut, strict=True)]
+        ids = [row if ended else [*row, end_id] for row, ended in zip(ids, has_end, strict=True)]
     types = encoded.get("token_type_ids")
     second = [row.index(1) if 1 in row else len(row) for row in types] if types else list(map(len, ids))
     return ids, np.asarray(second, np.int32), cut

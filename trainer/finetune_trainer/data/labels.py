@@ -55,17 +55,31 @@ def find_labels(
 ) -> tuple[Labels, IdSets]: ...
 @overload
 def find_labels(
-    column: pa.ChunkedArray, train: Integers | None, given: Labels | None, origin: Origin, *, multi: bool, separator: str
+    column: pa.ChunkedArray,
+    train: Integers | None,
+    given: Labels | None,
+    origin: Origin,
+    *,
+    multi: bool,
+    separator: str,
 ) -> tuple[Labels, Integers | IdSets]: ...
 def find_labels(
-    column: pa.ChunkedArray, train: Integers | None, given: Labels | None, origin: Origin, *, multi: bool, separator: str
+    column: pa.ChunkedArray,
+    train: Integers | None,
+    given: Labels | None,
+    origin: Origin,
+    *,
+    multi: bool,
+    separator: str,
 ) -> tuple[Labels, Integers | IdSets]:
     """The classes in the order of their ids, and each sample's: ids (samples,) int64, or with ``multi`` IdSets.
 
     Classes are those ``given``, else all that ``column`` has, over all samples: sorted by number if all are whole
-    numbers, else by code point. ``train`` holds the indices of the training samples; None checks no training set. With ``multi``, strings are
-    divided at ``separator``. Raises DataError for a label outside the list, an empty one, fewer than two classes in
-    training, or (if none are given) a class that no training sample has.
+    numbers, else by code point. ``train`` holds the indices of the training samples; None checks no training set. With
+    ``multi``, strings are divided at ``separator``.
+
+    Raises DataError for a label outside the list, an empty one, fewer than two classes in training, or (if none are
+    given) a class that no training sample has.
     """
     names, samples = _several(column, separator) if multi else (_single(column, origin), np.arange(len(column)))
     labels = given or _found(names, len(column))

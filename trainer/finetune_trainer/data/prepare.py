@@ -153,7 +153,7 @@ def text_parts(
             beat=beat,
         )
         targets = None if piece.values is None else targets_tensor(task.target, piece.values)
-        multiple = 8 if has_gpu else 1
+        multiple = 8 if has_gpu and max_length % 8 == 0 else 1
         return TextPart(piece.rows, encoded, targets, tokenizer.pad_token_id, fixed, multiple, masks)
 
     return {name: part(piece) for name, piece in prepared.slices.items()}

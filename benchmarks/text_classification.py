@@ -1,0 +1,432 @@
+"""Text classification beside HF Trainer: MiniLM learns the section of Debian's package descriptions.
+
+Speed: samples per CPU second of the training loop (start, evaluation and saving excluded), at maxLength 128 and 256, of
+  ours      our trainer's loop with a token budget
+  default   HF Trainer as run_glue sets it up: every text padded to maxLength, batches of 32 at random
+  best      HF Trainer's best setting: grouped by length, padded to the longest of a batch, batches of 32
+  limit     a bare loop of the same model and optimizer on our batches without their padding: as many samples and tokens
+            in each, cut to one length, no attention mask
+All but `default` do every j-th batch, by length, of a whole epoch's plan as made for the full training set, so that
+each side sees the same distribution of lengths; `default` costs the same for every text, so a random part will do.
+
+Accuracy: on the test set after the same number of samples at the same rate, schedule, warm-up and weight decay.
+
+    python benchmarks/text_classification.py                 both
+    python benchmarks/text_classification.py speed --repeats 5
+    python benchmarks/text_classification.py accuracy --samples 20000
+"""
+
+import csv
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import subjects
+from debian_texts import read_texts
+from measure import CORES, Record, Report, Window, arguments, in_fresh_process, in_turn, median, note
+
+SIDES = ("ours", "default", "best", "limit")
+WANTED = {  # at least this many times as many samples per CPU second
+    (128, "default"): 1.45,
+    (256, "default"): 3.5,
+    (128, "best"): 1.1,
+    (256, "best"): 1.25,
+    (128, "limit"): 0.95,
+    (256, "limit"): 0.95,
+}
+SHARE_OF_DEFAULT = 0.25
+"""The side that pads everything does this share of the samples: it is slow, and each sample costs the same."""
+
+
+# ── speed: one side in one process ───────────────────────────────────────────────────────────────────────────────
+
+
+def speed(settings: Record) -> Record:
+    """One side: samples and seconds of its training loop."""
+    with subjects.scratch() as folder:
+        document = subjects.job(
+            Path(settings["data"]),
+            max_length=settings["maxLength"],
+            training={"tokensPerBatch": settings["tokens"], "epochs": 1, "seed": settings["seed"]},
+        )
+        material, loop, state = subjects.assembled(document, folder)
+        warm_up(loop.inner, settings["maxLength"], settings["warmUp"])
+        window = Window()
+        batches = SPEED[settings["side"]](settings, material, loop, state, window)
+    return {**window.seconds, **_facts(batches, loop.train_part.lengths, settings)}
+
+
+def _facts(batches: Sequence[Any], lengths: Any, settings: Record) -> Record:
+    samples = sum(map(len, batches))
+    tokens = sum(int(lengths[batch].sum()) for batch in batches)
+    width = (lambda _batch: settings["maxLength"]) if settings["side"] == "default" else (lambda b: lengths[b].max())
+    computed = sum(len(batch) * int(width(batch)) for batch in batches)
+    if settings["side"] == "limit":
+        computed = tokens
+    return {
+        "samples": samples,
+        "steps": len(batches),
+        "tokensPerSample": tokens / samples,
+        "paddingPercent": 100 * (1 - tokens / computed),
+    }
+
+
+def warm_up(model: Any, max_length: int, steps: int) -> None:
+    """Forward and backward without an update: threads, kernels and memory are there before the clock runs."""
+    import torch
+
+    model.train()
+    for _ in range(steps):
+        ids = torch.randint(1000, 20_000, (subjects.BATCH, max_length))
+        model(input_ids=ids).logits.sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def every_jth(batches: Sequence[Any], lengths: Any, samples: int) -> list[Any]:
+    """About ``samples`` samples in whole batches that stand for all: every j-th by length, in their first order."""
+    total = sum(map(len, batches))
+    count = max(1, min(len(batches), round(len(batches) * samples / total)))
+    by_length = np.argsort([lengths[batch].mean() for batch in batches], kind="stable")
+    chosen = by_length[((np.arange(count) + 0.5) * len(batches) / count).astype(int)]
+    return [batches[index] for index in sorted(chosen)]
+
+
+def ours(settings: Record, _material: Any, loop: Any, state: Any, window: Window) -> list[Any]:
+    """Our loop as it is, but that nothing falls due between steps and that an epoch is the chosen batches."""
+    import finetune_trainer.loop
+
+    batches = our_batches(settings, loop)
+
+    def settle(reached: Any) -> Any:
+        window.mark()
+        return reached
+
+    finetune_trainer.loop.epoch_batches = lambda *_arguments, **_named: batches
+    loop._settle = settle  # noqa: SLF001 - where evaluations and checkpoints are made
+    loop.run(state)
+    return batches
+
+
+def our_batches(settings: Record, loop: Any) -> list[Any]:
+    from finetune_trainer.data.order import epoch_batches
+
+    lengths = loop.train_part.lengths
+    batches = epoch_batches(len(lengths), lengths, loop.batch_size, seed=settings["seed"], epoch=0)
+    return every_jth(batches, lengths, settings["samples"])
+
+
+def limit(settings: Record, _material: Any, loop: Any, _state: Any, window: Window) -> list[Any]:
+    """The bare loop. Each batch holds the tokens of one of ours, cut anew into as many texts of one length."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    batches = our_batches(settings, loop)
+    encoded = [_unpadded(loop.train_part, batch) for batch in batches]
+    model, optimizer = loop.inner.train(), loop.optimizer
+    window.mark()
+    for ids, targets in encoded:
+        loss = cross_entropy(model(input_ids=ids).logits, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        window.mark()
+    return batches
+
+
+def _unpadded(part: Any, batch: Any) -> tuple[Any, Any]:
+    import torch
+
+    rows = part.rows[batch]
+    ids = np.concatenate([part.encoded.ids[part.encoded.offsets[row] : part.encoded.offsets[row + 1]] for row in rows])
+    width = max(1, round(len(ids) / len(rows)))
+    cut = np.resize(ids, len(rows) * width).reshape(len(rows), width).astype(np.int64)
+    return torch.from_numpy(cut), part.targets[rows]
+
+
+def hf_default(settings: Record, material: Any, loop: Any, _state: Any, window: Window) -> list[Any]:
+    """HF Trainer, run_glue's way."""
+    random = np.random.Generator(np.random.PCG64(settings["seed"]))
+    count = max(subjects.BATCH, int(settings["samples"] * SHARE_OF_DEFAULT) // subjects.BATCH * subjects.BATCH)
+    indices = random.permutation(len(loop.train_part))[:count]
+    rows = rows_of(loop.train_part, indices, pad_to=settings["maxLength"], pad_id=material.companion.pad_token_id)
+    train_hf(settings, material, loop, rows, window, strategy="random", dynamic=False)
+    return np.split(indices, range(subjects.BATCH, count, subjects.BATCH))
+
+
+def hf_best(settings: Record, material: Any, loop: Any, _state: Any, window: Window) -> list[Any]:
+    """HF Trainer, grouped by length; the groups are those that its sampler makes of the whole training set."""
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    lengths = loop.train_part.lengths
+    generator = torch.Generator().manual_seed(settings["seed"])
+    order = np.array(list(LengthGroupedSampler(subjects.BATCH, lengths=lengths.tolist(), generator=generator)))
+    whole = np.split(order, range(subjects.BATCH, len(order), subjects.BATCH))
+    batches = every_jth([batch for batch in whole if len(batch) == subjects.BATCH], lengths, settings["samples"])
+    rows = rows_of(loop.train_part, np.concatenate(batches))
+    train_hf(settings, material, loop, rows, window, strategy="sequential", dynamic=True)
+    return batches
+
+
+SPEED = {"ours": ours, "default": hf_default, "best": hf_best, "limit": limit}
+
+
+def rows_of(part: Any, indices: Any, *, pad_to: int | None = None, pad_id: int = 0) -> list[dict[str, Any]]:
+    """Samples as the tokenizer hands them to HF Trainer; padded if ``pad_to`` is given."""
+    return list(_rows(part, indices, pad_to, pad_id))
+
+
+def _rows(part: Any, indices: Any, pad_to: int | None, pad_id: int) -> Iterator[dict[str, Any]]:
+    for row in part.rows[indices].tolist():
+        ids = part.encoded.ids[part.encoded.offsets[row] : part.encoded.offsets[row + 1]].tolist()
+        padding = (pad_to or len(ids)) - len(ids)
+        yield {
+            "input_ids": ids + [pad_id] * padding,
+            "token_type_ids": [0] * (len(ids) + padding),
+            "attention_mask": [1] * len(ids) + [0] * padding,
+            "labels": int(part.targets[row]),
+        }
+
+
+def train_hf(
+    settings: Record,
+    material: Any,
+    loop: Any,
+    rows: list[dict[str, Any]],
+    window: Window,
+    *,
+    strategy: str,
+    dynamic: bool,
+) -> Any:
+    """One epoch of HF Trainer over ``rows``; its defaults but for what is named. Returns the trainer."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_arguments: Any, **_named: Any) -> None:
+            window.mark()
+
+        def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
+            window.mark()
+
+    with subjects.scratch() as folder:
+        options = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=subjects.BATCH,
+            num_train_epochs=1,
+            learning_rate=subjects.LEARNING_RATE,
+            weight_decay=subjects.WEIGHT_DECAY,
+            warmup_steps=subjects.WARMUP,  # below 1: a share of all steps
+            train_sampling_strategy=strategy,
+            average_tokens_across_devices=False,
+            seed=settings["seed"],
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        collate = DataCollatorWithPadding(material.companion) if dynamic else default_data_collator
+        trainer = Trainer(loop.inner, options, train_dataset=rows, data_collator=collate, callbacks=[Clock()])
+        trainer.train()
+    return trainer
+
+
+# ── accuracy: one run in one process ─────────────────────────────────────────────────────────────────────────────
+
+
+def accuracy(settings: Record) -> Record:
+    """One run of one side; accuracy on the test set."""
+    with subjects.scratch() as folder:
+        document = subjects.job(
+            Path(settings["data"]),
+            max_length=settings["maxLength"],
+            training={
+                "tokensPerBatch": settings["tokens"],
+                "epochs": settings["epochs"],
+                "seed": settings["seed"],
+            },
+        )
+        material, loop, state = subjects.assembled(document, folder)
+        window = Window()
+        if settings["side"] == "ours":
+            samples = _train_ours(loop, state, window)
+        else:
+            samples = _train_hf(settings, material, loop, window)
+        found = loop.judge.evaluate(loop.inner, material.parts["test"])
+    return {**window.seconds, "samples": samples, "accuracy": 100 * found["accuracy"], "loss": found["loss"]}
+
+
+def _train_ours(loop: Any, state: Any, window: Window) -> int:
+    def settle(reached: Any) -> Any:
+        window.mark()
+        return reached
+
+    loop._settle = settle  # noqa: SLF001 - where evaluations and checkpoints are made
+    return int(loop.run(state).samples)
+
+
+def _train_hf(settings: Record, material: Any, loop: Any, window: Window) -> int:
+    """Batches of 32 at random, as run_glue has them; padded to their longest, which changes time but not results."""
+    part = loop.train_part
+    random = np.random.Generator(np.random.PCG64(settings["seed"]))
+    samples = round(settings["epochs"] * len(part))
+    order = np.concatenate([random.permutation(len(part)) for _ in range(-(-samples // len(part)))])[:samples]
+    train_hf(settings, material, loop, rows_of(part, order), window, strategy="sequential", dynamic=True)
+    return len(order)
+
+
+# ── all sides ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    data: Path
+    lengths: tuple[int, ...]
+    samples: int
+    repeats: int
+    accuracy_samples: int
+    seeds: int
+    warm_up: int
+    threads: int
+    tokens: int | None
+    timeout_seconds: float
+
+    def budget(self, max_length: int) -> int:
+        """Our ``tokensPerBatch``: what is asked for, or what run_glue's batch of 32 holds, padding counted."""
+        return self.tokens or subjects.BATCH * max_length
+
+
+def compare_speed(plan: Plan, max_length: int) -> Report:
+    """Every side in turn; medians, and ours over each of the others."""
+    common = {"kind": "speed", "data": str(plan.data), "maxLength": max_length, "tokens": plan.budget(max_length)}
+    common |= {"samples": plan.samples, "warmUp": plan.warm_up}
+
+    def measure(side: str, repeat: int) -> Record:
+        settings = {**common, "side": side, "seed": repeat}
+        return in_fresh_process(__file__, settings, threads=plan.threads, timeout_seconds=plan.timeout_seconds)
+
+    note(f"speed at maxLength {max_length}: {plan.repeats} times {', '.join(SIDES)}")
+    records = in_turn(SIDES, plan.repeats, measure)
+    for rows in records.values():
+        for row in rows:
+            row["rate"] = row["samples"] / row["cpuSeconds"]
+            row["wallRate"] = row["samples"] / row["wallSeconds"]
+    title = f"Training speed, MiniLM, maxLength {max_length}, {plan.threads} threads, medians of {plan.repeats}"
+    columns = (
+        "side",
+        "samples",
+        "steps",
+        "tokens/sample",
+        "padding %",
+        "CPU s",
+        "samples/CPU s",
+        "samples/s",
+        "ours ÷",
+    )
+    report = Report(title, columns)
+    rate = {side: median(rows, "rate") for side, rows in records.items()}
+    for side, rows in records.items():
+        counts = [int(median(rows, name)) for name in ("samples", "steps")]
+        shown = [median(rows, name) for name in ("tokensPerSample", "paddingPercent", "cpuSeconds", "rate", "wallRate")]
+        report.add(side, *counts, *shown, rate["ours"] / rate[side])
+    for side in SIDES[1:]:
+        ratio = statistics.median(
+            mine["rate"] / other["rate"] for mine, other in zip(records["ours"], records[side], strict=True)
+        )
+        report.figure(f"ours / {side} at {max_length}", ratio, at_least=WANTED.get((max_length, side)))
+    return report
+
+
+def compare_accuracy(plan: Plan, max_length: int) -> Report:
+    """Both sides with every seed, two at a time, one thread each."""
+    epochs = plan.accuracy_samples / (0.7 * len(read_texts(plan.data)[0]))
+    common = {"kind": "accuracy", "data": str(plan.data), "maxLength": max_length, "epochs": epochs}
+    runs = [(side, seed) for seed in range(plan.seeds) for side in ("ours", "HF Trainer")]
+
+    def measure(run: tuple[str, int]) -> Record:
+        settings = {**common, "tokens": plan.budget(max_length), "side": run[0], "seed": run[1]}
+        record = in_fresh_process(__file__, settings, threads=1, timeout_seconds=plan.timeout_seconds)
+        note(f"  {run[0]}, seed {run[1]}: {record['accuracy']:.2f} % in {record['wallSeconds']:.0f} s")
+        return record
+
+    note(f"accuracy: {plan.seeds} seeds, {plan.accuracy_samples:,} samples each")
+    with ThreadPoolExecutor(max(1, min(CORES, plan.threads))) as pool:
+        records = dict(zip(runs, pool.map(measure, runs), strict=True))
+    title = f"Test accuracy (%) after {plan.accuracy_samples:,} samples, MiniLM, maxLength {max_length}"
+    report = Report(title, ("side", *(f"seed {seed}" for seed in range(plan.seeds)), "mean", "samples", "CPU s"))
+    means = {}
+    for side in ("ours", "HF Trainer"):
+        rows = [records[side, seed] for seed in range(plan.seeds)]
+        found = [row["accuracy"] for row in rows]
+        means[side] = statistics.mean(found)
+        report.add(side, *found, means[side], int(median(rows, "samples")), median(rows, "cpuSeconds"))
+    report.figure("ours - HF Trainer, points", means["ours"] - means["HF Trainer"], at_least=-0.5)
+    return report
+
+
+def small_part(folder: Path, texts: int) -> Path:
+    """The first texts of every label, as a data set of its own."""
+    rows = list(zip(*read_texts(subjects.texts()), strict=True))
+    labels = sorted({label for _, label in rows})
+    each = max(10, texts // len(labels))
+    path = folder / "small.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label"))
+        for label in labels:
+            writer.writerows([row for row in rows if row[1] == label][:each])
+    return path
+
+
+def plan_of(options: Any, folder: Path) -> Plan:
+    if options.quick:
+        return Plan(small_part(folder, 240), (32,), 32, 1, 32, 1, 1, options.threads, options.tokens, 300)
+    return Plan(
+        data=subjects.texts(),
+        lengths=tuple(options.max_length),
+        samples=options.speed_samples,
+        repeats=options.repeats,
+        accuracy_samples=options.samples,
+        seeds=options.seeds,
+        warm_up=2,
+        threads=options.threads,
+        tokens=options.tokens,
+        timeout_seconds=3600,
+    )
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("what", nargs="*", choices=["speed", "accuracy", []], help="default: both")
+    parser.add_argument("--max-length", type=int, nargs="+", default=[128, 256], help="of the speed (default: 128 256)")
+    parser.add_argument("--speed-samples", type=int, default=1600, help="samples a side and repeat (default: 1600)")
+    parser.add_argument("--repeats", type=int, default=3, help="of the speed (default: 3)")
+    parser.add_argument("--samples", type=int, default=8000, help="samples an accuracy run trains on (default: 8000)")
+    parser.add_argument("--seeds", type=int, default=3, help="of the accuracy (default: 3)")
+    parser.add_argument("--tokens", type=int, help="our tokensPerBatch (default: 32 times maxLength)")
+    options = parser.parse_args()
+    if options.worker is not None:
+        print(json.dumps({"speed": speed, "accuracy": accuracy}[options.worker["kind"]](options.worker)))
+        sys.stdout.flush()
+        return
+    with subjects.scratch() as folder:
+        plan = plan_of(options, folder)
+        if "accuracy" not in options.what or "speed" in options.what:
+            for max_length in plan.lengths:
+                compare_speed(plan, max_length).print(as_json=options.json)
+        if "speed" not in options.what or "accuracy" in options.what:
+            compare_accuracy(plan, plan.lengths[0]).print(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
