@@ -30,7 +30,8 @@ def evaluate(settings: Record) -> Record:
             training={"tokensPerBatch": settings["tokens"], "epochs": 1},
             evaluation={},
         )
-        material, loop, _ = subjects.assembled(document, folder)
+        process, material = subjects.prepared(document, folder)
+        loop, _ = subjects.assembled(process, material)
         part = material.parts["validation"]
         part = replace(part, rows=part.rows[: settings["samples"]])
         loop.judge.evaluate(loop.inner, replace(part, rows=part.rows[:64]))  # imports torchmetrics

@@ -35,14 +35,17 @@ def train(settings: Record) -> Record:
     """One side: tokens per second, and FLOPs a token."""
     with subjects.scratch() as folder:
         document = _job(folder, settings)
-        material, loop, state = subjects.assembled(document, folder / "run")
-        clock = _Clock(loop.accelerator.device)
+        process, material = subjects.prepared(document, folder / "run")
+        clock = _Clock()
         if settings["side"] == "ours":
+            loop, state = subjects.assembled(process, material)
             _train_ours(loop, state, clock)
+            model = loop.inner
         else:
-            _train_hf(settings, material, loop, clock, folder)
-        config = loop.inner.config
-        parameters = sum(value.numel() for value in loop.inner.parameters()) - config.n_positions * config.n_embd
+            model = subjects.plain_model(process, material)
+            _train_hf(settings, material, model, clock, folder)
+        config = model.config
+        parameters = sum(value.numel() for value in model.parameters()) - config.n_positions * config.n_embd
         attention = 12 * config.n_layer * config.n_embd * settings["length"]
     tokens = (settings["steps"] - SKIPPED) * settings["batch"] * settings["length"]
     seconds = clock.window.seconds["wallSeconds"]
@@ -52,16 +55,16 @@ def train(settings: Record) -> Record:
 class _Clock:
     """Opens its window after the first steps, when the GPU has done them."""
 
-    def __init__(self, device: Any) -> None:
-        self.device, self.steps, self.window = device, 0, Window()
+    def __init__(self) -> None:
+        self.steps, self.window = 0, Window()
 
     def step(self) -> None:
         import torch
 
         self.steps += 1
         if self.steps >= SKIPPED:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.window.mark()
 
 
@@ -123,7 +126,8 @@ def _train_ours(loop: Any, state: Any, clock: _Clock) -> None:
     loop.run(state)
 
 
-def _train_hf(settings: Record, material: Any, loop: Any, clock: _Clock, folder: Path) -> None:
+def _train_hf(settings: Record, material: Any, model: Any, clock: _Clock, folder: Path) -> None:
+    import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
     class Steps(TrainerCallback):
@@ -142,13 +146,13 @@ def _train_hf(settings: Record, material: Any, loop: Any, clock: _Clock, folder:
         weight_decay=subjects.WEIGHT_DECAY,
         warmup_steps=subjects.WARMUP,
         bf16=True,
-        use_cpu=loop.accelerator.device.type == "cpu",
+        use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     collate = default_data_collator
-    Trainer(loop.inner, options, train_dataset=rows, data_collator=collate, callbacks=[Steps()]).train()
+    Trainer(model, options, train_dataset=rows, data_collator=collate, callbacks=[Steps()]).train()
 
 
 def peak_flops(name: str) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from debian_texts import debian_texts
+from measure import environment
 
 LEARNING_RATE = 5e-5
 WARMUP = 0.06
@@ -79,16 +80,37 @@ def process(document: dict[str, Any], run: Path) -> Any:
     return Process(context, reporter, Heartbeat(heartbeat_path(context.scratch, 0)), StopRequest())
 
 
-def assembled(document: dict[str, Any], run: Path) -> tuple[Any, Any, Any]:
-    """(material, loop, state): all that ``finetune_trainer.run.run`` makes before the first step."""
+def prepared(document: dict[str, Any], run: Path) -> tuple[Any, Any]:
+    """(process, material): the data read and encoded; no model yet."""
+    from finetune_trainer.run import prepare
+
+    ours = process(document, run)
+    return ours, prepare(ours)
+
+
+def plain_model(ours: Any, material: Any) -> Any:
+    """The model as transformers makes it, its new head drawn from the run's seed: with nothing of ours in it."""
+    from finetune_trainer.run import build_model
+
+    return build_model(ours.spec, material)[0]
+
+
+def assembled(ours: Any, material: Any) -> tuple[Any, Any]:
+    """(loop, state): what ``finetune_trainer.run.run`` makes before the first step."""
     import torch
 
     from finetune_trainer.distributed import Group
-    from finetune_trainer.run import assemble, build_model, prepare
+    from finetune_trainer.run import assemble, build_model
 
-    ours = process(document, run)
-    material = prepare(ours)
     group = Group(ours.context, has_gpu=torch.cuda.is_available())
     inner, rates = build_model(ours.spec, material)
     loop, state = assemble(ours, group, material, inner, rates)
-    return material, loop, state
+    return loop, state
+
+
+def launched(document: dict[str, Any], threads: int) -> dict[str, str]:
+    """The variables that our launcher gives a process, besides those of the job."""
+    from finetune_api.load import parse_job
+    from finetune_trainer.launch import rank_variables
+
+    return rank_variables(parse_job(document), 0, 0, environment(threads))

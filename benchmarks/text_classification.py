@@ -4,8 +4,8 @@ Speed: samples per CPU second of the training loop (start, evaluation and saving
   ours      our trainer's loop with a token budget
   default   HF Trainer as run_glue sets it up: every text padded to maxLength, batches of 32 at random
   best      HF Trainer's best setting: grouped by length, padded to the longest of a batch, batches of 32
-  limit     a bare loop of the same model and optimizer on our batches without their padding: as many samples and tokens
-            in each, cut to one length, no attention mask
+  limit     a bare loop of our model and optimizer on our batches without their padding: as many samples and tokens in
+            each, cut to one length, no attention mask
 All but `default` do every j-th batch, by length, of a whole epoch's plan as made for the full training set, so that
 each side sees the same distribution of lengths; `default` costs the same for every text, so a random part will do.
 
@@ -41,6 +41,8 @@ WANTED = {  # at least this many times as many samples per CPU second
     (128, "limit"): 0.95,
     (256, "limit"): 0.95,
 }
+TOKENS = {128: 2400, 256: 2600}
+"""Our tokensPerBatch: 32 texts of the mean length (74 and 81 tokens), so that a step sees as many as HF Trainer's."""
 SHARE_OF_DEFAULT = 0.25
 """The side that pads everything does this share of the samples: it is slow, and each sample costs the same."""
 
@@ -51,16 +53,15 @@ SHARE_OF_DEFAULT = 0.25
 def speed(settings: Record) -> Record:
     """One side: samples and seconds of its training loop."""
     with subjects.scratch() as folder:
-        document = subjects.job(
-            Path(settings["data"]),
-            max_length=settings["maxLength"],
-            training={"tokensPerBatch": settings["tokens"], "epochs": 1, "seed": settings["seed"]},
-        )
-        material, loop, state = subjects.assembled(document, folder)
-        warm_up(loop.inner, settings["maxLength"], settings["warmUp"])
+        process, material = subjects.prepared(job_of(settings, epochs=1), folder)
         window = Window()
-        batches = SPEED[settings["side"]](settings, material, loop, state, window)
-    return {**window.seconds, **_facts(batches, loop.train_part.lengths, settings)}
+        batches = SPEED[settings["side"]](settings, process, material, window)
+    return {**window.seconds, **_facts(batches, material.parts["train"].lengths, settings)}
+
+
+def job_of(settings: Record, epochs: float) -> Record:
+    training = {"tokensPerBatch": settings["tokens"], "epochs": epochs, "seed": settings["seed"]}
+    return subjects.job(Path(settings["data"]), max_length=settings["maxLength"], training=training)
 
 
 def _facts(batches: Sequence[Any], lengths: Any, settings: Record) -> Record:
@@ -78,13 +79,13 @@ def _facts(batches: Sequence[Any], lengths: Any, settings: Record) -> Record:
     }
 
 
-def warm_up(model: Any, max_length: int, steps: int) -> None:
+def warm_up(model: Any, settings: Record) -> None:
     """Forward and backward without an update: threads, kernels and memory are there before the clock runs."""
     import torch
 
     model.train()
-    for _ in range(steps):
-        ids = torch.randint(1000, 20_000, (subjects.BATCH, max_length))
+    for _ in range(settings["warmUp"]):
+        ids = torch.randint(1000, 20_000, (subjects.BATCH, settings["maxLength"]))
         model(input_ids=ids).logits.sum().backward()
     model.zero_grad(set_to_none=True)
 
@@ -98,20 +99,27 @@ def every_jth(batches: Sequence[Any], lengths: Any, samples: int) -> list[Any]:
     return [batches[index] for index in sorted(chosen)]
 
 
-def ours(settings: Record, _material: Any, loop: Any, state: Any, window: Window) -> list[Any]:
+def ours(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
     """Our loop as it is, but that nothing falls due between steps and that an epoch is the chosen batches."""
     import finetune_trainer.loop
 
+    loop, state = subjects.assembled(process, material)
     batches = our_batches(settings, loop)
+    warm_up(loop.inner, settings)
+    finetune_trainer.loop.epoch_batches = lambda *_arguments, **_named: batches
+    train_ours(loop, state, window)
+    return batches
+
+
+def train_ours(loop: Any, state: Any, window: Window) -> Any:
+    """Our loop without evaluations and checkpoints; returns the state at its end."""
 
     def settle(reached: Any) -> Any:
         window.mark()
         return reached
 
-    finetune_trainer.loop.epoch_batches = lambda *_arguments, **_named: batches
-    loop._settle = settle  # noqa: SLF001 - where evaluations and checkpoints are made
-    loop.run(state)
-    return batches
+    loop._settle = settle  # noqa: SLF001 - where evaluations and checkpoints are made, between two steps
+    return loop.run(state)
 
 
 def our_batches(settings: Record, loop: Any) -> list[Any]:
@@ -122,14 +130,16 @@ def our_batches(settings: Record, loop: Any) -> list[Any]:
     return every_jth(batches, lengths, settings["samples"])
 
 
-def limit(settings: Record, _material: Any, loop: Any, _state: Any, window: Window) -> list[Any]:
+def limit(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
     """The bare loop. Each batch holds the tokens of one of ours, cut anew into as many texts of one length."""
     import torch
     from torch.nn.functional import cross_entropy
 
+    loop, _ = subjects.assembled(process, material)
     batches = our_batches(settings, loop)
     encoded = [_unpadded(loop.train_part, batch) for batch in batches]
     model, optimizer = loop.inner.train(), loop.optimizer
+    warm_up(model, settings)
     window.mark()
     for ids, targets in encoded:
         loss = cross_entropy(model(input_ids=ids).logits, targets)
@@ -152,28 +162,32 @@ def _unpadded(part: Any, batch: Any) -> tuple[Any, Any]:
     return torch.from_numpy(cut), part.targets[rows]
 
 
-def hf_default(settings: Record, material: Any, loop: Any, _state: Any, window: Window) -> list[Any]:
+def hf_default(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
     """HF Trainer, run_glue's way."""
+    part, model = material.parts["train"], subjects.plain_model(process, material)
     random = np.random.Generator(np.random.PCG64(settings["seed"]))
     count = max(subjects.BATCH, int(settings["samples"] * SHARE_OF_DEFAULT) // subjects.BATCH * subjects.BATCH)
-    indices = random.permutation(len(loop.train_part))[:count]
-    rows = rows_of(loop.train_part, indices, pad_to=settings["maxLength"], pad_id=material.companion.pad_token_id)
-    train_hf(settings, material, loop, rows, window, strategy="random", dynamic=False)
+    indices = random.permutation(len(part))[:count]
+    rows = rows_of(part, indices, pad_to=settings["maxLength"], pad_id=material.companion.pad_token_id)
+    warm_up(model, settings)
+    train_hf(settings, model, rows, window, strategy="random", tokenizer=None)
     return np.split(indices, range(subjects.BATCH, count, subjects.BATCH))
 
 
-def hf_best(settings: Record, material: Any, loop: Any, _state: Any, window: Window) -> list[Any]:
+def hf_best(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
     """HF Trainer, grouped by length; the groups are those that its sampler makes of the whole training set."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    lengths = loop.train_part.lengths
+    part, model = material.parts["train"], subjects.plain_model(process, material)
     generator = torch.Generator().manual_seed(settings["seed"])
-    order = np.array(list(LengthGroupedSampler(subjects.BATCH, lengths=lengths.tolist(), generator=generator)))
-    whole = np.split(order, range(subjects.BATCH, len(order), subjects.BATCH))
-    batches = every_jth([batch for batch in whole if len(batch) == subjects.BATCH], lengths, settings["samples"])
-    rows = rows_of(loop.train_part, np.concatenate(batches))
-    train_hf(settings, material, loop, rows, window, strategy="sequential", dynamic=True)
+    sampler = LengthGroupedSampler(subjects.BATCH, lengths=part.lengths.tolist(), generator=generator)
+    order = np.array(list(sampler))
+    whole = order[: len(order) // subjects.BATCH * subjects.BATCH].reshape(-1, subjects.BATCH)
+    batches = every_jth(list(whole), part.lengths, settings["samples"])
+    warm_up(model, settings)
+    rows = rows_of(part, np.concatenate(batches))
+    train_hf(settings, model, rows, window, strategy="sequential", tokenizer=material.companion)
     return batches
 
 
@@ -198,16 +212,9 @@ def _rows(part: Any, indices: Any, pad_to: int | None, pad_id: int) -> Iterator[
 
 
 def train_hf(
-    settings: Record,
-    material: Any,
-    loop: Any,
-    rows: list[dict[str, Any]],
-    window: Window,
-    *,
-    strategy: str,
-    dynamic: bool,
-) -> Any:
-    """One epoch of HF Trainer over ``rows``; its defaults but for what is named. Returns the trainer."""
+    settings: Record, model: Any, rows: list[dict[str, Any]], window: Window, *, strategy: str, tokenizer: Any
+) -> None:
+    """One epoch of HF Trainer over ``rows``; its defaults but for what is named. Pads by ``tokenizer`` if given."""
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
     class Clock(TrainerCallback):
@@ -233,10 +240,8 @@ def train_hf(
             report_to="none",
             disable_tqdm=True,
         )
-        collate = DataCollatorWithPadding(material.companion) if dynamic else default_data_collator
-        trainer = Trainer(loop.inner, options, train_dataset=rows, data_collator=collate, callbacks=[Clock()])
-        trainer.train()
-    return trainer
+        collate = DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator
+        Trainer(model, options, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
 
 
 # ── accuracy: one run in one process ─────────────────────────────────────────────────────────────────────────────
@@ -245,42 +250,40 @@ def train_hf(
 def accuracy(settings: Record) -> Record:
     """One run of one side; accuracy on the test set."""
     with subjects.scratch() as folder:
-        document = subjects.job(
-            Path(settings["data"]),
-            max_length=settings["maxLength"],
-            training={
-                "tokensPerBatch": settings["tokens"],
-                "epochs": settings["epochs"],
-                "seed": settings["seed"],
-            },
-        )
-        material, loop, state = subjects.assembled(document, folder)
+        process, material = subjects.prepared(job_of(settings, epochs=settings["epochs"]), folder)
         window = Window()
         if settings["side"] == "ours":
-            samples = _train_ours(loop, state, window)
+            loop, state = subjects.assembled(process, material)
+            model, samples = loop.inner, int(train_ours(loop, state, window).samples)
         else:
-            samples = _train_hf(settings, material, loop, window)
-        found = loop.judge.evaluate(loop.inner, material.parts["test"])
-    return {**window.seconds, "samples": samples, "accuracy": 100 * found["accuracy"], "loss": found["loss"]}
+            model = subjects.plain_model(process, material)
+            samples = _train_hf_at_random(settings, material, model, window)
+        return {**window.seconds, "samples": samples, "accuracy": accuracy_of(model, material.parts["test"])}
 
 
-def _train_ours(loop: Any, state: Any, window: Window) -> int:
-    def settle(reached: Any) -> Any:
-        window.mark()
-        return reached
-
-    loop._settle = settle  # noqa: SLF001 - where evaluations and checkpoints are made
-    return int(loop.run(state).samples)
-
-
-def _train_hf(settings: Record, material: Any, loop: Any, window: Window) -> int:
+def _train_hf_at_random(settings: Record, material: Any, model: Any, window: Window) -> int:
     """Batches of 32 at random, as run_glue has them; padded to their longest, which changes time but not results."""
-    part = loop.train_part
+    part = material.parts["train"]
     random = np.random.Generator(np.random.PCG64(settings["seed"]))
     samples = round(settings["epochs"] * len(part))
     order = np.concatenate([random.permutation(len(part)) for _ in range(-(-samples // len(part)))])[:samples]
-    train_hf(settings, material, loop, rows_of(part, order), window, strategy="sequential", dynamic=True)
+    train_hf(settings, model, rows_of(part, order), window, strategy="sequential", tokenizer=material.companion)
     return len(order)
+
+
+def accuracy_of(model: Any, part: Any) -> float:
+    """Percent of the part's samples that the model labels rightly."""
+    import torch
+
+    from finetune_trainer.data.order import BatchSize, ordered_batches
+
+    right = 0
+    model.eval()
+    with torch.no_grad():
+        for indices in ordered_batches(len(part), part.lengths, BatchSize(None, 8192)):
+            batch = part.batch(0, indices, is_counted=True)
+            right += int((model(**batch.inputs).logits.argmax(-1) == batch.target).sum())
+    return 100 * right / len(part)
 
 
 # ── all sides ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -302,8 +305,15 @@ class Plan:
     timeout_seconds: float
 
     def budget(self, max_length: int) -> int:
-        """Our ``tokensPerBatch``: what is asked for, or what run_glue's batch of 32 holds, padding counted."""
-        return self.tokens or subjects.BATCH * max_length
+        """Our ``tokensPerBatch``: what is asked for, or TOKENS."""
+        return self.tokens or TOKENS.get(max_length, subjects.BATCH * max_length)
+
+
+def run_side(settings: Record, plan: Plan, threads: int) -> Record:
+    """One side in a fresh process; ours with what our launcher sets, HF Trainer's with what a shell would."""
+    is_ours = settings["side"] in {"ours", "limit"}
+    more = subjects.launched(job_of(settings, epochs=1), threads) if is_ours else {}
+    return in_fresh_process(__file__, settings, threads=threads, timeout_seconds=plan.timeout_seconds, **more)
 
 
 def compare_speed(plan: Plan, max_length: int) -> Report:
@@ -312,8 +322,7 @@ def compare_speed(plan: Plan, max_length: int) -> Report:
     common |= {"samples": plan.samples, "warmUp": plan.warm_up}
 
     def measure(side: str, repeat: int) -> Record:
-        settings = {**common, "side": side, "seed": repeat}
-        return in_fresh_process(__file__, settings, threads=plan.threads, timeout_seconds=plan.timeout_seconds)
+        return run_side({**common, "side": side, "seed": repeat}, plan, plan.threads)
 
     note(f"speed at maxLength {max_length}: {plan.repeats} times {', '.join(SIDES)}")
     records = in_turn(SIDES, plan.repeats, measure)
@@ -355,7 +364,7 @@ def compare_accuracy(plan: Plan, max_length: int) -> Report:
 
     def measure(run: tuple[str, int]) -> Record:
         settings = {**common, "tokens": plan.budget(max_length), "side": run[0], "seed": run[1]}
-        record = in_fresh_process(__file__, settings, threads=1, timeout_seconds=plan.timeout_seconds)
+        record = run_side(settings, plan, threads=1)
         note(f"  {run[0]}, seed {run[1]}: {record['accuracy']:.2f} % in {record['wallSeconds']:.0f} s")
         return record
 
@@ -413,7 +422,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of the speed (default: 3)")
     parser.add_argument("--samples", type=int, default=8000, help="samples an accuracy run trains on (default: 8000)")
     parser.add_argument("--seeds", type=int, default=3, help="of the accuracy (default: 3)")
-    parser.add_argument("--tokens", type=int, help="our tokensPerBatch (default: 32 times maxLength)")
+    parser.add_argument("--tokens", type=int, help=f"our tokensPerBatch (default by maxLength: {TOKENS})")
     options = parser.parse_args()
     if options.worker is not None:
         print(json.dumps({"speed": speed, "accuracy": accuracy}[options.worker["kind"]](options.worker)))

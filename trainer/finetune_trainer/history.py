@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_TAIL_BYTES = 65_536
+"""More than the longest line and a torn one after it."""
+
 
 class History:
     """Appends lines; each is in the operating system's hands when ``write`` returns."""
@@ -27,6 +30,17 @@ class History:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def last_step(path: Path) -> int:
+    """The last step that a history tells of; 0 if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = [_parse(raw) for raw in file]
+    except OSError:
+        return 0
+    return next((int(line["step"]) for line in reversed(lines) if line), 0)
 
 
 def _keep_until(path: Path, step: int) -> int:

@@ -27,6 +27,7 @@ from finetune_api.outcomes import Cause, ExitCode, cause_of
 from finetune_api.status import TERMINATION_MESSAGE_BYTES, TerminationMessage
 from finetune_api.wiring import STACKS_FILE, RunFolder, Variable
 from finetune_trainer.attempts import record_end
+from finetune_trainer.history import last_step
 from finetune_trainer.scratch import heartbeat_path, rank_message_path
 
 log = logging.getLogger("finetune.worker")
@@ -247,6 +248,8 @@ def main() -> int:
         message = TerminationMessage(exit_code=ExitCode.BAD_SPEC, cause=Cause.CONFIGURATION, message=str(error)[:1000])
     else:
         message = _run(Worker(job, environment, scratch, oom_kills=count_oom_kills()))
+    if not message.step:  # a process that was killed or stalled could not say how far it was
+        message = message.model_copy(update={"step": last_step(run.history)})
     log.info("%s (exit code %d)", message.message, message.exit_code)
     with contextlib.suppress(OSError):  # a full disk: the exit code says enough
         Path(environment.get(Variable.TERMINATION_LOG, scratch / "termination.json")).write_bytes(bounded(message))
