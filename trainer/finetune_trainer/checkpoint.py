@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune_trainer.durable import sync
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -104,7 +106,7 @@ def write_shard(folder: Path, step: int, rank: int, tensors: Mapping[str, Rows])
             for key, rows in tensors.items()
         },
     }
-    _sync_folder(temporary)
+    sync(temporary)
     # The last act: once every note is there, rank 0 renames the folder.
     _write_synced(temporary / f"note-{rank:05d}.json", json.dumps(note).encode())
 
@@ -130,9 +132,9 @@ def publish(
     _write_synced(temporary / "manifest.json", _seal(manifest))
     for note_file in temporary.glob("note-*.json"):
         note_file.unlink()
-    _sync_folder(temporary)
+    sync(temporary)
     temporary.rename(final)
-    _sync_folder(folder)
+    sync(folder)
     return final
 
 
@@ -233,14 +235,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from finetune_trainer.durable import sync
 from finetune_trainer.errors import Denied, PlatformError
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def _make(entry: Path, build: Callable[[Path], None], *, sweep: bool) -> None:
         sizes = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
         (made / _MANIFEST).write_text(json.dumps(sizes), encoding="utf-8")
         for path in (*made.iterdir(), made):
-            _sync(path)
+            sync(path)
         _publish(made, entry)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -99,15 +99,7 @@ def _publish(made: Path, entry: Path) -> None:
     except OSError as error:  # on a file system without locks another process was first; its entry is as good
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _sync(entry.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(entry.parent)
 
 
 @contextmanager
