@@ -118,9 +118,9 @@ def test_processes_may_change_in_the_middle_of_an_epoch(lengths, size, seed, dat
 
 
 PADDED = {
-    "by samples": (BatchSize(32, None), 0.03),
-    "by tokens": (BatchSize(None, 32 * 64), 0.03),
-    "by few tokens": (BatchSize(None, 512), 0.06),
+    "by samples": (BatchSize(32, None), 0.16),
+    "by tokens": (BatchSize(None, 32 * 64), 0.13),
+    "by few tokens": (BatchSize(None, 512), 0.12),
 }
 
 
