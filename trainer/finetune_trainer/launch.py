@@ -40,10 +40,6 @@ DUMP_SECONDS = 0.5
 START_SECONDS = 120.0
 """Imports alone may take this long on a busy machine; until its first sign of life a process is given it."""
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
-"""glibc would give every tensor over 32 MiB back to the kernel when it is freed, and fault its pages in again at the
-next step: a CPU run spends 2 to 10 % of its time on that (https://man7.org/linux/man-pages/man3/mallopt.3.html)."""
-
 
 @dataclass
 class Rank:
@@ -197,7 +193,6 @@ def rank_variables(job: FineTuneJob, worker: int, local: int, environment: Mappi
         "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(cores)),
         "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "true"),
         "PYTHONUNBUFFERED": "1",
-        **{name: environment.get(name, value) for name, value in KEEP_MEMORY.items()},
     }
 
 
