@@ -52,7 +52,8 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, *, whole: 
     tensors: dict[str, Tensor] = {
         f"model/{name}": value for name, value in parameters.items() if whole or value.requires_grad
     }
-    tensors |= {f"model/{name}": value for name, value in model.named_buffers() if name in _persistent(model)}
+    persistent = _persistent(model)
+    tensors |= {f"model/{name}": value for name, value in model.named_buffers() if name in persistent}
     for name, parameter in parameters.items():
         slots = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer/{slot}/{name}": value for slot, value in slots.items()}
@@ -137,7 +138,6 @@ def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
 class Writing:
     """A checkpoint on its way."""
 
-    step: int
     copied: threading.Event
     thread: threading.Thread
 
@@ -189,7 +189,7 @@ class Checkpointer:
         copied = threading.Event()
         work = _Work(self, dict(state), {name: tuple(tensors[name].shape) for name in parts}, copy, copied, best_step)
         thread = threading.Thread(target=work.run, name=f"checkpoint-{state['step']}", daemon=True)
-        self._writing = Writing(state["step"], copied, thread)
+        self._writing = Writing(copied, thread)
         thread.start()
 
     def before_update(self) -> None:
