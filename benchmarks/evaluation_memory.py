@@ -1,12 +1,14 @@
 """Peak memory of an evaluation on 1x and on 10x the data: metrics are streamed, so it should not grow.
 
 Our own evaluation with all metrics of text classification and the details that the report shows, of MiniLM on Debian's
-texts, in a fresh process for each size. The peak is the resident set's high-water mark (VmHWM), set back when the model
-and the data are there.
+texts, in a fresh process for each size, with what our launcher sets. The peak is the resident set's high-water mark
+(VmHWM), set back when the model and the data are there and what preparing them left free is given back.
 
     python benchmarks/evaluation_memory.py
 """
 
+import ctypes
+import gc
 import json
 import re
 from dataclasses import replace
@@ -24,21 +26,22 @@ def evaluate(settings: Record) -> Record:
     from finetune_trainer.evaluate import Details
 
     with subjects.scratch() as folder:
-        document = subjects.job(
-            Path(settings["data"]),
-            max_length=64,
-            training={"tokensPerBatch": settings["tokens"], "epochs": 1},
-            evaluation={},
-        )
-        process, material = subjects.prepared(document, folder)
+        process, material = subjects.prepared(job_of(settings), folder)
         loop, _ = subjects.assembled(process, material)
         part = material.parts["validation"]
         part = replace(part, rows=part.rows[: settings["samples"]])
         loop.judge.evaluate(loop.inner, replace(part, rows=part.rows[:64]))  # imports torchmetrics
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else what is free now hides some of what is taken next
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
         loop.judge.evaluate(loop.inner, part, details=Details(material.task, material.classes))
         return {"samples": len(part), "before": before, "peak": status("VmHWM")}
+
+
+def job_of(settings: Record) -> Record:
+    training = {"tokensPerBatch": settings["tokens"], "epochs": 1}
+    return subjects.job(Path(settings["data"]), max_length=64, training=training, evaluation={})
 
 
 def status(name: str) -> int:
@@ -54,7 +57,8 @@ def compare(options: Any) -> Report:
 
     def measure(side: str, _repeat: int) -> Record:
         settings = {"data": str(subjects.texts()), "samples": sizes[side], "tokens": options.tokens}
-        return in_fresh_process(__file__, settings, threads=options.threads, timeout_seconds=1800)
+        variables = subjects.launched(job_of(settings), options.threads)
+        return in_fresh_process(__file__, settings, threads=options.threads, timeout_seconds=1800, **variables)
 
     measure("1x", 0)  # prepares the data, which takes memory of its own
     records = in_turn(tuple(sizes), options.repeats, measure)

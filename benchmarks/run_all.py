@@ -15,7 +15,7 @@ from typing import Any
 from measure import CORES, Report, arguments, note
 
 HERE = Path(__file__).parent
-NAMES = ("startup", "checkpoint_pause", "evaluation_memory", "text_classification", "gpu_tokens")
+NAMES = ("passes", "startup", "checkpoint_pause", "evaluation_memory", "text_classification", "gpu_tokens")
 RESULTS = HERE.parent / "build" / "benchmarks.json"
 
 

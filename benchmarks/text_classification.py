@@ -5,7 +5,7 @@ Speed: samples per CPU second of the training loop (start, evaluation and saving
   default   HF Trainer as run_glue sets it up: every text padded to maxLength, batches of 32 at random
   best      HF Trainer's best setting: grouped by length, padded to the longest of a batch, batches of 32
   limit     a bare loop of our model and optimizer on our batches without their padding: as many samples and tokens in
-            each, cut to one length, no attention mask
+            each pass, cut to one length, no attention mask
 All but `default` do every j-th batch, by length, of a whole epoch's plan as made for the full training set, so that
 each side sees the same distribution of lengths; `default` costs the same for every text, so a random part will do.
 
@@ -59,21 +59,29 @@ def speed(settings: Record) -> Record:
     return {**window.seconds, **_facts(batches, material.parts["train"].lengths, settings)}
 
 
+def our_passes(loop: Any, batch: Any) -> list[Any]:
+    """How our loop cuts a batch."""
+    return loop.share.of(batch, loop.train_part.padded_lengths, loop.batch_size)
+
+
 def job_of(settings: Record, epochs: float) -> Record:
     training = {"tokensPerBatch": settings["tokens"], "epochs": epochs, "seed": settings["seed"]}
     return subjects.job(Path(settings["data"]), max_length=settings["maxLength"], training=training)
 
 
-def _facts(batches: Sequence[Any], lengths: Any, settings: Record) -> Record:
-    samples = sum(map(len, batches))
-    tokens = sum(int(lengths[batch].sum()) for batch in batches)
-    width = (lambda _batch: settings["maxLength"]) if settings["side"] == "default" else (lambda b: lengths[b].max())
-    computed = sum(len(batch) * int(width(batch)) for batch in batches)
+def _facts(batches: Sequence[Sequence[Any]], lengths: Any, settings: Record) -> Record:
+    """What was done, as passes of each batch."""
+    passes = [one for batch in batches for one in batch]
+    samples = sum(map(len, passes))
+    tokens = sum(int(lengths[one].sum()) for one in passes)
+    width = (lambda _one: settings["maxLength"]) if settings["side"] == "default" else (lambda one: lengths[one].max())
+    computed = sum(len(one) * int(width(one)) for one in passes)
     if settings["side"] == "limit":
         computed = tokens
     return {
         "samples": samples,
         "steps": len(batches),
+        "passes": len(passes) / len(batches),
         "tokensPerSample": tokens / samples,
         "paddingPercent": 100 * (1 - tokens / computed),
     }
@@ -99,7 +107,7 @@ def every_jth(batches: Sequence[Any], lengths: Any, samples: int) -> list[Any]:
     return [batches[index] for index in sorted(chosen)]
 
 
-def ours(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
+def ours(settings: Record, process: Any, material: Any, window: Window) -> list[list[Any]]:
     """Our loop as it is, but that nothing falls due between steps and that an epoch is the chosen batches."""
     import finetune_trainer.loop
 
@@ -108,7 +116,7 @@ def ours(settings: Record, process: Any, material: Any, window: Window) -> list[
     warm_up(loop.inner, settings)
     finetune_trainer.loop.epoch_batches = lambda *_arguments, **_named: batches
     train_ours(loop, state, window)
-    return batches
+    return [our_passes(loop, batch) for batch in batches]
 
 
 def train_ours(loop: Any, state: Any, window: Window) -> Any:
@@ -130,24 +138,28 @@ def our_batches(settings: Record, loop: Any) -> list[Any]:
     return every_jth(batches, lengths, settings["samples"])
 
 
-def limit(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
-    """The bare loop. Each batch holds the tokens of one of ours, cut anew into as many texts of one length."""
+def limit(settings: Record, process: Any, material: Any, window: Window) -> list[list[Any]]:
+    """The bare loop. Each pass holds the tokens of one of ours, cut anew into as many texts of one length."""
     import torch
     from torch.nn.functional import cross_entropy
 
     loop, _ = subjects.assembled(process, material)
-    batches = our_batches(settings, loop)
-    encoded = [_unpadded(loop.train_part, batch) for batch in batches]
+    batches = [our_passes(loop, batch) for batch in our_batches(settings, loop)]
+    encoded = [[_unpadded(loop.train_part, one) for one in batch] for batch in batches]
     model, optimizer = loop.inner.train(), loop.optimizer
     warm_up(model, settings)
     window.mark()
-    for ids, targets in encoded:
-        loss = cross_entropy(model(input_ids=ids).logits, targets)
-        loss.backward()
+    for batch in encoded:
+        samples = sum(len(targets) for _, targets in batch)
+        losses = []
+        for ids, targets in batch:
+            loss = cross_entropy(model(input_ids=ids).logits, targets, reduction="sum") / samples
+            loss.backward()
+            losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()
+        sum(losses).item()
         window.mark()
     return batches
 
@@ -162,7 +174,7 @@ def _unpadded(part: Any, batch: Any) -> tuple[Any, Any]:
     return torch.from_numpy(cut), part.targets[rows]
 
 
-def hf_default(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
+def hf_default(settings: Record, process: Any, material: Any, window: Window) -> list[list[Any]]:
     """HF Trainer, run_glue's way."""
     part, model = material.parts["train"], subjects.plain_model(process, material)
     random = np.random.Generator(np.random.PCG64(settings["seed"]))
@@ -171,10 +183,10 @@ def hf_default(settings: Record, process: Any, material: Any, window: Window) ->
     rows = rows_of(part, indices, pad_to=settings["maxLength"], pad_id=material.companion.pad_token_id)
     warm_up(model, settings)
     train_hf(settings, model, rows, window, strategy="random", tokenizer=None)
-    return np.split(indices, range(subjects.BATCH, count, subjects.BATCH))
+    return [[batch] for batch in np.split(indices, range(subjects.BATCH, count, subjects.BATCH))]
 
 
-def hf_best(settings: Record, process: Any, material: Any, window: Window) -> list[Any]:
+def hf_best(settings: Record, process: Any, material: Any, window: Window) -> list[list[Any]]:
     """HF Trainer, grouped by length; the groups are those that its sampler makes of the whole training set."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -188,7 +200,7 @@ def hf_best(settings: Record, process: Any, material: Any, window: Window) -> li
     warm_up(model, settings)
     rows = rows_of(part, np.concatenate(batches))
     train_hf(settings, model, rows, window, strategy="sequential", tokenizer=material.companion)
-    return batches
+    return [[batch] for batch in batches]
 
 
 SPEED = {"ours": ours, "default": hf_default, "best": hf_best, "limit": limit}
@@ -335,6 +347,7 @@ def compare_speed(plan: Plan, max_length: int) -> Report:
         "side",
         "samples",
         "steps",
+        "passes/step",
         "tokens/sample",
         "padding %",
         "CPU s",
@@ -346,7 +359,8 @@ def compare_speed(plan: Plan, max_length: int) -> Report:
     rate = {side: median(rows, "rate") for side, rows in records.items()}
     for side, rows in records.items():
         counts = [int(median(rows, name)) for name in ("samples", "steps")]
-        shown = [median(rows, name) for name in ("tokensPerSample", "paddingPercent", "cpuSeconds", "rate", "wallRate")]
+        names = ("passes", "tokensPerSample", "paddingPercent", "cpuSeconds", "rate", "wallRate")
+        shown = [median(rows, name) for name in names]
         report.add(side, *counts, *shown, rate["ours"] / rate[side])
     for side in SIDES[1:]:
         ratio = statistics.median(

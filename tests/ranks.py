@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import tiny
 from finetune_trainer.checkpoint import verify
 from finetune_trainer.data.dataset import Encoded, TextPart
 from finetune_trainer.data.order import BatchSize
+from finetune_trainer.data.passes import Share
 from finetune_trainer.distributed import Group, _shard
 from finetune_trainer.evaluate import Details, Judge
 from finetune_trainer.metrics import choose_metrics
@@ -121,7 +123,7 @@ def texts(count: int, target: Target, classes: int) -> TextPart:
 
 
 def evaluation_peaks(_rank: int, _world_size: int, target: Target) -> tuple[int, int, int]:
-    """Peak memory in bytes of evaluating 1x and 10x the data, and the size of 10x the predictions."""
+    """Most bytes in use while 1x and 10x the data are evaluated, and the size of 10x the logits."""
     classes, count = (500, 3000) if target == Target.CLASS else (400, 300)
     task = TASKS["text-classification" if target == Target.CLASS else "causal-lm"](SimpleNamespace(data=DATA))
     judge = Judge(
@@ -131,22 +133,48 @@ def evaluation_peaks(_rank: int, _world_size: int, target: Target) -> tuple[int,
         accelerator=Accelerator(cpu=True),
         group=Group(SimpleNamespace(rank=0, world_size=1), has_gpu=False),
         size=BatchSize(30, None),
+        share=Share(0, 1),
         workers=0,
         beat=lambda: None,
         is_stopped=lambda: False,
     )
     model, parts = Guess(target, classes), [texts(each * count, target, classes) for each in (1, 10)]
-    judge.evaluate(model, parts[0], details=Details(task, classes))  # imports, and memory that is used again
-    peaks = [peak_of(partial(judge.evaluate, model, part, details=Details(task, classes))) for part in parts]
+
+    def evaluate(part: TextPart, tell: Callable[[float], None]) -> None:
+        judge.evaluate(model, part, details=Details(task, classes), progress=tell)
+
+    evaluate(parts[0], lambda _percent: None)  # imports, and what is made once
+    peaks = [most_in_use(partial(evaluate, part)) for part in parts]
     outputs = 10 * count * classes * 4 * (16 if target == Target.TOKENS else 1)
     return peaks[0], peaks[1], outputs
 
 
-def peak_of(work: Callable[[], Any]) -> int:
-    """Most bytes that this process held while it did ``work``."""
+class MallocCounts(ctypes.Structure):
+    """glibc's struct mallinfo2 (https://man7.org/linux/man-pages/man3/mallinfo.3.html)."""
+
+    NAMES = "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in NAMES)
+
+
+def most_in_use(work: Callable[[Callable[[float], None]], None]) -> int:
+    """Most bytes that were allocated and not freed whenever ``work`` called what it is given.
+
+    Counted, not taken from the resident set: that also holds what is free in the heap, which depends on what ran before
+    and on how busy the machine is. malloc has the tensors (of any thread's if they are large), tracemalloc Python's
+    objects; what is in both counts twice.
+    """
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = MallocCounts
+    seen: list[int] = []
+
+    def look(_percent: float) -> None:
+        counts = count()
+        seen.append(counts.uordblks + counts.hblkhd + tracemalloc.get_traced_memory()[0])
+
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: man 5 proc
-    work()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    tracemalloc.start()
+    try:
+        work(look)
+    finally:
+        tracemalloc.stop()
+    return max(seen)

@@ -13,7 +13,8 @@ import tiny
 from finetune_api.job import ImageAugmentation
 from finetune_trainer.data.augment import image_augmentation
 from finetune_trainer.data.dataset import Batch, Encoded, ImagePart, TextPart, load_batches, targets_tensor
-from finetune_trainer.data.order import BatchSize, Share, epoch_batches
+from finetune_trainer.data.order import BatchSize, epoch_batches
+from finetune_trainer.data.passes import Share
 from finetune_trainer.data.prepare import _pixels, _read_channels
 from finetune_trainer.tasks import IGNORED, Target
 
@@ -106,7 +107,7 @@ BATCHES = {
 
 @pytest.mark.parametrize(("part", "indices", "expected"), BATCHES.values(), ids=BATCHES)
 def test_text_batches(part, indices, expected):
-    batch = part.__getitems__([(0, index) for index in indices])
+    (batch,) = part.__getitems__([[(0, index) for index in indices]])
     assert shown(batch) == expected
     assert batch.is_counted
     assert {value.dtype for value in batch.inputs.values()} == {torch.int64}
@@ -124,22 +125,18 @@ def test_lengths_are_those_of_the_part():
 
 def test_a_stand_in_is_computed_and_not_counted():
     part = texts(targets=LABELS)
-    stand_in, real = part.__getitems__([(0, -3)]), part.__getitems__([(0, 2)])
+    stand_in, real = part.__getitems__([[(0, -3)], [(0, 2)]])
     assert shown(stand_in) == shown(real)
     assert (stand_in.is_counted, real.is_counted) == (False, True)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader_gives_our_parts_in_order(workers):
+def test_loader_gives_our_passes_in_order(workers):
     part = texts(targets=LABELS)
     batches = [np.array([2, 0, 3]), np.array([1])]
-    loader = load_batches(part, batches, Share(0, 1, 2), epoch=4, workers=workers, pin=False)
-    assert [(batch.indices.tolist(), batch.is_counted) for batch in loader] == [
-        ([2, 0], True),
-        ([3], True),
-        ([1], True),
-        ([1], False),
-    ]
+    loader = load_batches(part, batches, BatchSize(3, None), Share(1, 2, 2), epoch=4, workers=workers, pin=False)
+    found = [[(one.indices.tolist(), one.is_counted) for one in passes] for passes in loader]
+    assert found == [[([0], True), ([2], False)], [([1], False)]]
 
 
 TARGETS = {
@@ -219,7 +216,7 @@ def images(folder: Path, *, augment=None, channels: int = 3) -> ImagePart:
 
 def test_image_batches(tmp_path):
     part = images(tmp_path)
-    batch = part.__getitems__([(0, 1), (0, 0)])
+    (batch,) = part.__getitems__([[(0, 1), (0, 0)]])
     raw = np.stack([np.asarray(Image.open(part.paths[row])) for row in (0, 4)])
     wanted = torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.testing.assert_close(batch.inputs["pixel_values"], wanted, atol=1e-6, rtol=0)
@@ -228,7 +225,7 @@ def test_image_batches(tmp_path):
 
 def test_grey_images(tmp_path):
     part = images(tmp_path, channels=1)
-    batch = part.__getitems__([(0, 0)])
+    (batch,) = part.__getitems__([[(0, 0)]])
     raw = np.asarray(Image.open(part.paths[4]).convert("L"), np.float32)
     torch.testing.assert_close(batch.inputs["pixel_values"][0, 0].numpy(), raw / 127.5 - 1, atol=1e-6, rtol=0)
 
@@ -240,7 +237,7 @@ def test_images_of_different_sizes(tmp_path):
         image(number, size).save(paths[-1])
     read, process = partial(_read_channels, channels=3), partial(_pixels, processor())
     part = ImagePart(np.arange(2), paths, torch.arange(2), read, process)
-    assert part.__getitems__([(0, 0), (0, 1)]).inputs["pixel_values"].shape == (2, 3, 8, 8)
+    assert part.__getitems__([[(0, 0), (0, 1)]])[0].inputs["pixel_values"].shape == (2, 3, 8, 8)
 
 
 def test_a_resumed_epoch_sees_the_same_changes(tmp_path):
@@ -249,10 +246,11 @@ def test_a_resumed_epoch_sees_the_same_changes(tmp_path):
     batches = epoch_batches(3, None, BatchSize(2, None), seed=0, epoch=1)
 
     def pixels(share, start=0):
-        loader = load_batches(part, batches[start:], share, epoch=1, workers=0, pin=False)
+        loader = load_batches(part, batches[start:], BatchSize(2, None), share, epoch=1, workers=0, pin=False)
         return {
             index: pixel.tolist()
-            for batch in loader
+            for passes in loader
+            for batch in passes
             if batch.is_counted
             for index, pixel in zip(batch.indices.tolist(), batch.inputs["pixel_values"], strict=True)
         }

@@ -241,7 +241,6 @@ def test_summary():
 
 @pytest.mark.parametrize("target", [Target.CLASS, Target.TOKENS], ids=str)
 def test_memory_of_an_evaluation_does_not_grow_with_the_data(group, target):
-    """Peak of 1x and of 10x the data, above what the process held before: equal within 5 % of its peak."""
-    small, large, kept = group.run(ranks.evaluation_peaks, 1, target)[0]
-    assert large == pytest.approx(small, rel=0.05)
-    assert large - small < kept / 4, "predictions are not kept"
+    """What 10x the data takes more is the samples' order; logits that were kept would take 65 times that."""
+    small, large, logits = group.run(ranks.evaluation_peaks, 1, target)[0]
+    assert large - small < logits / 20

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_trainer.course import RunState, advance
-from finetune_trainer.data.order import BatchSize, Share, epoch_batches, ordered_batches, parts_of
+from finetune_trainer.data.order import BatchSize, epoch_batches, ordered_batches
+from finetune_trainer.data.passes import CPU_COST, Passes, Share
 
 sizes = st.one_of(
     st.builds(BatchSize, samples=st.integers(1, 40), tokens=st.none()),
@@ -29,24 +30,26 @@ def once(count: int, *epochs: int) -> Counter[tuple[int, int]]:
     return Counter((epoch, index) for epoch in epochs for index in range(count))
 
 
-def taken(batches, world_size: int, parts: int, epoch: int = 0) -> list[list[list[tuple[int, int]]]]:
-    """Rank → its parts."""
-    return [list(parts_of(batches, Share(rank, world_size, parts), epoch)) for rank in range(world_size)]
+def taken(batches, lengths, size, world_size: int, parts: int, epoch: int = 0) -> list[list[list[tuple[int, int]]]]:
+    """Rank → its passes, of all batches."""
+    shares = [Share(rank, world_size, parts, CPU_COST) for rank in range(world_size)]
+    return [[one for passes in Passes(batches, lengths, size, share, epoch) for one in passes] for share in shares]
 
 
 @given(lengths=lengths, size=sizes, share=shares, seed=seeds, epoch=st.integers(0, 5))
 def test_every_sample_is_taken_once_an_epoch(lengths, size, share, seed, epoch):
     batches = epoch_batches(len(lengths), lengths, size, seed=seed, epoch=epoch)
-    by_rank = taken(batches, *share, epoch)
+    by_rank = taken(batches, lengths, size, *share, epoch)
     assert counted(by_rank) == once(len(lengths), epoch)
-    assert {len(parts) for parts in by_rank} == {len(batches) * share[1]}, "every rank has as many forward passes"
-    assert all(part and {key[0] for key in part} == {epoch} for parts in by_rank for part in parts)
+    assert len({len(passes) for passes in by_rank}) == 1, "every rank has as many forward passes"
+    assert all(one and {key[0] for key in one} == {epoch} for passes in by_rank for one in passes)
 
 
 @given(count=st.integers(1, 300), samples=st.integers(1, 40), share=shares, seed=seeds)
 def test_every_image_is_taken_once_an_epoch(count, samples, share, seed):
-    batches = epoch_batches(count, None, BatchSize(samples, None), seed=seed, epoch=0)
-    assert counted(taken(batches, *share)) == once(count, 0)
+    size = BatchSize(samples, None)
+    batches = epoch_batches(count, None, size, seed=seed, epoch=0)
+    assert counted(taken(batches, None, size, *share)) == once(count, 0)
     assert [len(batch) for batch in batches[:-1]] == [samples] * (len(batches) - 1)
 
 
@@ -111,7 +114,7 @@ def test_processes_may_change_in_the_middle_of_an_epoch(lengths, size, seed, dat
     for world_size, until in zip(worlds, (first, second, steps), strict=True):
         while state.step < until:
             batch = batches[state.epoch][state.batch]
-            seen += counted(taken([batch], world_size, 2, state.epoch))
+            seen += counted(taken([batch], lengths, size, world_size, 2, state.epoch))
             state = advance(state, len(batch), len(batches[state.epoch]))
     assert seen == once(len(lengths), 0, 1)
     assert state.epoch == 2
@@ -131,25 +134,3 @@ def test_little_is_padded(size, most):
     batches = epoch_batches(len(lengths), lengths, size, seed=0, epoch=0)
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     assert 1 - lengths.sum() / padded < most
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_get_equal_work(world_size):
-    lengths = np.random.default_rng(0).integers(5, 128, 5000)
-    batches = epoch_batches(5000, lengths, BatchSize(30, None), seed=0, epoch=0)
-    work = [sum(len(part) for part in parts) for parts in taken(batches, world_size, 1)]
-    assert max(work) - min(work) <= len(batches)
-
-
-SHARES = {
-    "1 x 1": (1, 1, [[[0, 1, 2, 3, 4]]]),
-    "2 x 1": (2, 1, [[[0, 1, 2]], [[3, 4]]]),
-    "2 x 2": (2, 2, [[[0, 1], [2]], [[3], [4]]]),
-    "4 x 2, stand-ins": (4, 2, [[[0], [1]], [[2], [3]], [[4], [-1]], [[-1], [-1]]]),
-}
-
-
-@pytest.mark.parametrize(("world_size", "parts", "expected"), SHARES.values(), ids=SHARES)
-def test_parts(world_size, parts, expected):
-    found = taken([np.arange(5)], world_size, parts, epoch=7)
-    assert found == [[[(7, index) for index in part] for part in rank] for rank in expected]

@@ -138,9 +138,9 @@ class Training(ApiModel):
     """Samples an optimizer step, over all processes. Unset, and `tokensPerBatch` unset: 32."""
     tokens_per_batch: Annotated[int, Field(ge=16, le=2**31 - 1)] | None = None
     """Instead of `batchSize`: tokens (padding counted) an optimizer step at most, over all processes. Short texts then
-    fill larger batches, and little padding is computed."""
+    fill larger batches, so that every step costs about the same."""
     gradient_accumulation: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Parts into which each process divides its share of a batch, to save memory. The gradient stays the same."""
+    """Forward passes of each batch, at least: more of them take less memory. The gradient stays the same."""
     optimizer: Literal["adamw"] = "adamw"
     """AdamW (https://arxiv.org/abs/1711.05101), betas 0.9 and 0.999, epsilon 1e-8."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"

@@ -126,12 +126,17 @@ def precision_of(spec: JobSpec) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def is_sharded(spec: JobSpec, world_size: int) -> bool:
+    """Whether each process holds only its part of weights and optimizer (FSDP2)."""
+    return spec.distributed.strategy == "fsdp" and world_size > 1
+
+
 def share_model(model: nn.Module, layers: Sequence[nn.Module], spec: JobSpec, accelerator: Accelerator) -> nn.Module:
     """The model whose backward pass averages gradients over all processes (DDP or FSDP2)."""
     model.to(accelerator.device)
     if accelerator.num_processes == 1:
         return model
-    if spec.distributed.strategy == "fsdp":
+    if is_sharded(spec, accelerator.num_processes):
         return _shard(model, layers, precision_of(spec), accelerator.device)
     return nn.parallel.DistributedDataParallel(
         model,
@@ -154,7 +159,7 @@ def _shard(model: nn.Module, layers: Sequence[nn.Module], precision: str, device
 
 @contextlib.contextmanager
 def gradient_sync(model: nn.Module, *, is_last: bool) -> Iterator[None]:
-    """Within: backward sums gradients locally, and shares them only if this is the last part of the batch."""
+    """Within: backward sums gradients locally, and shares them only if this is the batch's last pass."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
         yield

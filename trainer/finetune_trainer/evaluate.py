@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune_trainer.data.dataset import Batch, Part, load_batches
-from finetune_trainer.data.order import BatchSize, Share, ordered_batches
+from finetune_trainer.data.order import BatchSize, ordered_batches
+from finetune_trainer.data.passes import Share
 from finetune_trainer.distributed import Group
 from finetune_trainer.errors import Preempted
 from finetune_trainer.metrics import Scores
@@ -32,6 +33,7 @@ class Judge:
     accelerator: Accelerator
     group: Group
     size: BatchSize
+    share: Share
     workers: int
     beat: Callable[[], None]
     is_stopped: Callable[[], bool]
@@ -50,15 +52,15 @@ class Judge:
             Preempted: A process was asked to leave; every rank raises together.
         """
         batches = ordered_batches(len(part), part.padded_lengths, self.size)
-        share = Share(self.group.rank, self.group.size, 1)
-        loader = load_batches(part, batches, share, epoch=0, workers=self.workers, pin=self._has_gpu)
+        loader = load_batches(part, batches, self.size, self.share, epoch=0, workers=self.workers, pin=self._has_gpu)
         scores = Scores(self.task, self.metrics, self.classes, self.accelerator.device)
         model.eval()
         try:
             with torch.no_grad():
-                for number, batch in enumerate(loader, 1):
+                for number, passes in enumerate(loader, 1):
                     self._leave_if_asked()
-                    self._judge(model, batch.to(self.accelerator.device), scores, details)
+                    for batch in passes:
+                        self._judge(model, batch.to(self.accelerator.device), scores, details)
                     self.beat()
                     progress(100 * number / len(batches))
             return scores.compute(self.group.sum)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch import nn
 
@@ -16,6 +17,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.course import RunState
 from finetune_trainer.data.dataset import Part
 from finetune_trainer.data.prepare import TEST, VALIDATION, Prepared, Slice
+from finetune_trainer.distributed import is_sharded
 from finetune_trainer.evaluate import Details
 from finetune_trainer.export import Exported, export, unsharded, whole_state
 from finetune_trainer.loop import Loop
@@ -107,14 +109,13 @@ def _gather(loop: Loop, details: Details) -> list[Details]:
 
 
 def _export(ending: Ending, loop: Loop, build: Callable[[], nn.Module]) -> Exported | None:
-    is_sharded = loop.spec.distributed.strategy == "fsdp" and loop.group.size > 1
-    state = whole_state(loop.inner) if is_sharded else None
+    state = whole_state(loop.inner) if is_sharded(loop.spec, loop.group.size) else None
     if not ending.context.is_main:
         return None
     model = loop.inner if state is None else unsharded(state, build)
     run = ending.context.run
     part = ending.parts[VALIDATION]
-    probe = part.__getitems__([(0, index) for index in range(min(_PROBE_SAMPLES, len(part)))]).inputs
+    probe = part.batch(0, np.arange(min(_PROBE_SAMPLES, len(part))), is_counted=True).inputs
     return export(model.to("cpu"), [ending.companion], to=run.model, adapter_to=run.adapter, probe=probe)
 
 

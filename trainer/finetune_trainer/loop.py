@@ -1,8 +1,8 @@
 """The training loop, one for every task: it reads from top to bottom.
 
 Invariants:
-- The gradient of a step is that of the mean loss over the whole batch, whatever the number of processes and parts: each
-  part's loss is its sum times world size over the batch's target count, and processes average.
+- The gradient of a step is that of the mean loss over the whole batch, however it is cut into passes and shared by
+  processes: a pass's loss is its sum times world size over the batch's target count, and processes average.
 - Randomness inside a step (dropout) is seeded by (seed, step, rank), so that a resumed run needs no generator's state.
 - Nobody waits for a process that has left: flags are reduced over all ranks before each step.
 """
@@ -22,7 +22,8 @@ from finetune_api.status import Stage
 from finetune_trainer.clip import clip_gradients
 from finetune_trainer.course import Course, RunState, advance, evaluated, saved
 from finetune_trainer.data.dataset import Batch, Part, load_batches
-from finetune_trainer.data.order import BatchSize, Share, epoch_batches
+from finetune_trainer.data.order import BatchSize, epoch_batches
+from finetune_trainer.data.passes import Share
 from finetune_trainer.distributed import Group, gradient_sync
 from finetune_trainer.errors import Diverged, Preempted
 from finetune_trainer.evaluate import Judge
@@ -58,6 +59,7 @@ class Loop:
     train_part: Part
     validation_part: Part
     batch_size: BatchSize
+    share: Share
     course: Course
     judge: Judge
     watched: str
@@ -83,8 +85,8 @@ class Loop:
             state = self._settle(state)
             batches = self._batches(state)
             while not self.course.is_finished(state):
-                parts, samples, batches_in_epoch = next(batches)
-                state = self._step(state, parts, samples, batches_in_epoch)
+                passes, samples, batches_in_epoch = next(batches)
+                state = self._step(state, passes, samples, batches_in_epoch)
                 state = self._settle(state)
         except Preempted:
             self._save(state)
@@ -97,25 +99,26 @@ class Loop:
         return state
 
     def _batches(self, state: RunState) -> Iterator[tuple[list[Batch], int, int]]:
-        """From the state's position on: our parts of a batch, samples in the whole batch, batches an epoch."""
-        share = Share(self.group.rank, self.group.size, self.spec.training.gradient_accumulation)
-        part, seed, pin = self.train_part, self.spec.training.seed, self.accelerator.device.type == "cuda"
+        """From the state's position on: our passes of a batch, samples in the whole batch, batches an epoch."""
+        part, size, seed = self.train_part, self.batch_size, self.spec.training.seed
+        pin = self.accelerator.device.type == "cuda"
         epoch, start = state.epoch, state.batch
         while True:
-            batches = epoch_batches(len(part), part.padded_lengths, self.batch_size, seed=seed, epoch=epoch)
-            loader = iter(load_batches(part, batches[start:], share, epoch=epoch, workers=self.loader_workers, pin=pin))
-            for batch in batches[start:]:
-                yield [next(loader) for _ in range(share.parts)], len(batch), len(batches)
+            batches = epoch_batches(len(part), part.padded_lengths, size, seed=seed, epoch=epoch)
+            rest = batches[start:]
+            loader = load_batches(part, rest, size, self.share, epoch=epoch, workers=self.loader_workers, pin=pin)
+            for batch, passes in zip(rest, loader, strict=True):
+                yield passes, len(batch), len(batches)
             epoch, start = epoch + 1, 0
 
-    def _step(self, state: RunState, parts: list[Batch], samples: int, batches_in_epoch: int) -> RunState:
+    def _step(self, state: RunState, passes: list[Batch], samples: int, batches_in_epoch: int) -> RunState:
         """One optimizer step."""
-        counted = sum(int(self.task.counts(part.target).sum()) for part in parts if part.is_counted)
+        counted = sum(int(self.task.counts(one.target).sum()) for one in passes if one.is_counted)
         count, asked_to_leave = self.group.sum([counted, float(self.stop.is_set)])
         if asked_to_leave:
             raise Preempted
         seed_step(self.spec.training.seed, state.step, self.group.rank)
-        local_loss = self._backward(parts, count)
+        local_loss = self._backward(passes, count)
         loss = self.group.sum([local_loss])[0] / max(1.0, count)
         norm = self._clip()
         self._check_finite(state, loss, norm)
@@ -127,12 +130,12 @@ class Loop:
         self._tell(state, loss, norm, samples)
         return state
 
-    def _backward(self, parts: list[Batch], count: float) -> float:
-        """Forward and backward of every part; returns the sum of the losses."""
+    def _backward(self, passes: list[Batch], count: float) -> float:
+        """Forward and backward of every pass; returns the sum of the losses."""
         total = torch.zeros((), device=self.accelerator.device)
-        for number, part in enumerate(parts, 1):
-            batch = part.to(self.accelerator.device)
-            with gradient_sync(self.model, is_last=number == len(parts)):
+        for number, one in enumerate(passes, 1):
+            batch = one.to(self.accelerator.device)
+            with gradient_sync(self.model, is_last=number == len(passes)):
                 with self.accelerator.autocast():
                     logits = self.model(**batch.inputs).logits
                     loss = self.task.losses(logits, batch.target).sum()

@@ -21,6 +21,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.course import RunState, make_course
 from finetune_trainer.data.dataset import Part
 from finetune_trainer.data.order import BatchSize, epoch_batches
+from finetune_trainer.data.passes import CPU_COST, GPU_COST, PassCost, Share
 from finetune_trainer.data.prepare import (
     TRAIN,
     VALIDATION,
@@ -31,7 +32,7 @@ from finetune_trainer.data.prepare import (
     require_parts,
     text_parts,
 )
-from finetune_trainer.distributed import Group, make_accelerator, share_model
+from finetune_trainer.distributed import Group, is_sharded, make_accelerator, share_model
 from finetune_trainer.dropout import use_fast_dropout
 from finetune_trainer.errors import Preempted
 from finetune_trainer.evaluate import Judge
@@ -189,6 +190,7 @@ def assemble(
     epoch = epoch_batches(len(train), train.padded_lengths, size, seed=spec.training.seed, epoch=0)
     watched = (spec.early_stopping.metric if spec.early_stopping else None) or task.monitor
     workers = _loader_workers(context, task)
+    cost = pass_cost(accelerator.device, sharded=is_sharded(spec, group.size))
     history = History(context.run.history, resumed_step=state.step) if context.is_main else None
     start_trackers(accelerator, context)
     loop = Loop(
@@ -202,6 +204,7 @@ def assemble(
         train_part=train,
         validation_part=material.parts[VALIDATION],
         batch_size=size,
+        share=Share(group.rank, group.size, spec.training.gradient_accumulation, cost),
         course=make_course(spec.training, spec.evaluation.every, spec.checkpoint.every, len(epoch)),
         judge=Judge(
             task=task,
@@ -210,6 +213,7 @@ def assemble(
             accelerator=accelerator,
             group=group,
             size=evaluation_size(spec, size, group.size),
+            share=Share(group.rank, group.size, cost=cost),
             workers=workers,
             beat=process.heartbeat.beat,
             is_stopped=lambda: process.stop.is_set,
@@ -267,6 +271,11 @@ def evaluation_size(spec: JobSpec, training: BatchSize, world_size: int) -> Batc
     return BatchSize(max(1, (training.samples or 1) // parts), None)
 
 
+def pass_cost(device: torch.device, *, sharded: bool) -> PassCost:
+    """What a pass costs on this device; a sharded model is gathered anew for each."""
+    return CPU_COST if device.type == "cpu" and not sharded else GPU_COST
+
+
 def _checkpointer(process: Process, group: Group, history: History | None) -> Checkpointer:
     context, spec = process.context, process.spec
 
@@ -277,7 +286,7 @@ def _checkpointer(process: Process, group: Group, history: History | None) -> Ch
         context.run.checkpoints,
         rank=context.rank,
         world_size=group.size,
-        is_sharded=spec.distributed.strategy == "fsdp" and group.size > 1,
+        is_sharded=is_sharded(spec, group.size),
         keep_last=spec.checkpoint.keep_last,
         before_publish=history.sync if history else lambda: None,
         on_saved=tell,

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from finetune_trainer.data.order import Indices, Share, parts_of
+from finetune_trainer.data.order import BatchSize, Indices
+from finetune_trainer.data.passes import Key, Passes, Share
 from finetune_trainer.tasks import IGNORED, Target
-
-Key = tuple[int, int]
-"""(epoch, index); index -1 - i is a stand-in for sample i that counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Encoded:
         return np.diff(self.offsets)
 
 
-class Part(Dataset[Batch]):
+class Part(Dataset[list[Batch]]):
     """One part (train, validation, test) of the data."""
 
     rows: Indices
@@ -73,11 +71,14 @@ class Part(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: Key) -> Batch:
-        return self.__getitems__([key])
+    def __getitem__(self, key: Key) -> list[Batch]:
+        return self.__getitems__([[key]])
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these samples (DataLoader's way to fetch many at once)."""
+    def __getitems__(self, passes: Sequence[Sequence[Key]]) -> list[Batch]:
+        """What each of these passes takes (DataLoader's way to fetch many at once)."""
+        return [self._pass(keys) for keys in passes]
+
+    def _pass(self, keys: Sequence[Key]) -> Batch:
         indices = np.array([index if index >= 0 else -1 - index for _, index in keys])
         return self.batch(keys[0][0], indices, is_counted=keys[0][1] >= 0)
 
@@ -159,34 +160,31 @@ class ImagePart(Part):
 
 
 def load_batches(
-    part: Part, batches: Sequence[Indices], share: Share, *, epoch: int, workers: int, pin: bool
-) -> DataLoader[Batch]:
-    """A DataLoader of this process's parts of ``batches``, in order.
+    part: Part, batches: Sequence[Indices], size: BatchSize, share: Share, *, epoch: int, workers: int, pin: bool
+) -> DataLoader[list[Batch]]:
+    """A DataLoader of our passes of each of ``batches``, in order.
 
     Args:
         part: The samples.
         batches: Global batches (see ``order``).
-        share: Which parts are ours.
+        size: What a full batch holds.
+        share: What of a batch is ours.
         epoch: The epoch, for augmentation.
         workers: Processes that fetch ahead; 0 fetches in line.
         pin: Fetch into page-locked memory, for a GPU.
     """
     return DataLoader(
         part,
-        batch_sampler=_Keys(list(parts_of(batches, share, epoch))),
-        collate_fn=_same,  # type: ignore[arg-type] # __getitems__ makes the batch
+        batch_sampler=Passes(batches, part.padded_lengths, size, share, epoch),  # keys of ours
+        collate_fn=_same,  # __getitems__ makes the batches
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
 
 
-class _Keys(list[list[Key]]):
-    """A batch sampler that is a list."""
-
-
-def _same(batch: Batch) -> Batch:
-    return batch
+def _same(passes: list[Batch]) -> list[Batch]:
+    return passes
 
 
 def targets_tensor(target: Target, values: Any) -> Tensor:

@@ -1,15 +1,14 @@
 """The order of samples: which sample is in which batch, as a function of (seed, epoch) and nothing else.
 
-Invariant: every sample is in exactly one batch of an epoch, whatever the number of processes; a process takes its part
-of each batch. So a run can be resumed in the middle of an epoch, on another number of processes, without repeating or
-missing a sample.
+Invariant: every sample is in exactly one batch of an epoch, whatever the number of processes, each of which takes its
+share of a batch (see passes.py). So a run can be resumed in the middle of an epoch, on another number of processes,
+without repeating or missing a sample.
 
 Lengths are counted in tokens, with the padding that a sample has by itself. Samples of like length share a batch: an
 epoch is shuffled, cut into pools, each pool is sorted by length and cut into batches, and the batches are shuffled.
 Within a length the order is random.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,28 +86,3 @@ def ordered_batches(count: int, lengths: Indices | None, size: BatchSize) -> lis
 def _batches_of(indices: Indices, lengths: Indices, size: BatchSize) -> list[Indices]:
     by_length = indices[np.argsort(-lengths[indices], kind="stable")]
     return np.split(by_length, size.cut(lengths[by_length])[:-1])
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one process does of every batch: ``parts`` forward passes, part of a batch divided over all of them."""
-
-    rank: int
-    world_size: int
-    parts: int
-
-    def of(self, batch: Indices) -> list[Indices]:
-        """This process's parts of a batch; an empty one where the batch has fewer samples than there are parts."""
-        pieces = np.array_split(batch, self.world_size * self.parts)
-        return pieces[self.rank * self.parts : (self.rank + 1) * self.parts]
-
-
-def parts_of(batches: Sequence[Indices], share: Share, epoch: int) -> Iterator[list[tuple[int, int]]]:
-    """The parts of these batches that are ours, in order, as (epoch, index) keys.
-
-    An empty part holds one stand-in, (epoch, -1 - index): every process must take part in every forward and backward
-    pass, so it computes a sample that counts for nothing.
-    """
-    for batch in batches:
-        for part in share.of(batch):
-            yield [(epoch, int(index)) for index in part] if len(part) else [(epoch, -1 - int(batch[0]))]
