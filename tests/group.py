@@ -10,7 +10,8 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
-TIMEOUT = timedelta(seconds=120)
+TIMEOUT = timedelta(seconds=300)
+"""Imports alone were seen to take 100 s with a dozen busy processes on 2 cores."""
 
 
 class ProcessGroup:

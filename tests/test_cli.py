@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -80,14 +81,18 @@ def view(seconds=0, told=None, events=(), status=None):
 
 def test_help_is_quick_and_teaches():
     command = [sys.executable, "-m", "finetune_cli.main", "--help"]
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        made = subprocess.run(command, capture_output=True, text=True, check=True)
-        took.append(time.perf_counter() - start)
+    start = cpu_seconds_of_children()
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    took = cpu_seconds_of_children() - start
     assert "finetune run -f job.yaml" in made.stdout
     assert "exit codes" in made.stdout
-    assert min(took) < 0.3
+    assert took < 0.3
+
+
+def cpu_seconds_of_children():
+    """Of those that ended; the clock on the wall would count what a busy machine adds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_the_command_line_imports_no_heavy_module():
@@ -298,7 +303,7 @@ def drip(handler):
     handler.send_response(200)
     handler.end_headers()
     try:
-        for _ in range(40):
+        for _ in range(600):
             handler.wfile.write(b" ")
             time.sleep(0.05)
     except OSError:
@@ -321,9 +326,9 @@ ANSWERS = {
 def test_pull_is_bounded_in_time_and_size(serve, tmp_path, answer, good):
     serve(answer)
     start = time.monotonic()
-    pulled = pull_report(tmp_path, timeout_seconds=0.3)
+    pulled = pull_report(tmp_path, timeout_seconds=10 if good else 0.3)
     assert pulled == (report() if good else None)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10, "drop by drop it takes 30 s"
 
 
 def test_pull_without_an_address(tmp_path):

@@ -481,16 +481,18 @@ path, me, other = Path(sys.argv[1]), *sys.argv[2:]
 write, made, beats = module._write, [], []
 def slow_write(*arguments):
     made.append(1)
-    time.sleep(0.3)
+    while not (path.parent / f"{other} waits").exists():
+        time.sleep(0.01)
     write(*arguments)
 module._write = slow_write
 (path.parent / me).touch()
 while not (path.parent / other).exists():
     time.sleep(0.01)
 roles = {"text": "text", "label": "label"}
-samples = module.read_samples(
-    path, format=None, roles=roles, cache=path.parent / "cache", field="f", beat=lambda: beats.append(1)
-)
+def beat():
+    beats.append(1)
+    (path.parent / f"{me} waits").touch()
+samples = module.read_samples(path, format=None, roles=roles, cache=path.parent / "cache", field="f", beat=beat)
 print(samples.table.num_rows, "made it" if made else "waited" if beats else "did nothing")
 """
 
