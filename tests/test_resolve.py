@@ -114,7 +114,7 @@ def test_nothing_else_of_the_job_changes():
     before, after = made.to_wire(), resolved(made, runtime(queue="q")).job.to_wire()
     assert after.pop("spec") == before.pop("spec") | {
         "queue": "q",
-        "checkpoint": before_checkpoint(made) | {"volume": {"size": "20Gi", "accessMode": "ReadWriteMany"}},
+        "checkpoint": before_checkpoint(made) | {"volume": {"size": "20Gi"}},
         "distributed": made.spec.distributed.to_wire() | {"resources": {"cpu": "2", "memory": "4Gi", "gpus": 0}},
     }
     assert after == before

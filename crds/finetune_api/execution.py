@@ -25,8 +25,9 @@ class Volume(ApiModel):
     """Size of a claim to make for this job; it goes when the job goes."""
     storage_class_name: ObjectName | None = None
     """Storage class of the claim to make. Unset: the cluster's default."""
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteMany"
-    """Access mode of the claim to make; ReadWriteOnce holds all workers on one node."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = None
+    """Access mode of the claim to make; ReadWriteOnce holds all workers on one node. Unset: ReadWriteOnce for a single
+    worker, ReadWriteMany for several."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         exactly_one("claimName", "size"),

@@ -48,6 +48,11 @@ class Resolved:
         return self.spec.checkpoint.volume or self.runtime.volume
 
     @property
+    def access_mode(self) -> str:
+        """How the claim that is made for the job may be mounted."""
+        return self.volume.access_mode or ("ReadWriteOnce" if self.spec.distributed.workers == 1 else "ReadWriteMany")
+
+    @property
     def run_claim(self) -> str:
         """The claim that holds the run's folder: the user's or the runtime's, or the one that is made for the job."""
         return self.volume.claim_name or volume_claim_name(self.name)

@@ -32,7 +32,7 @@ def _togetherness(resolved: Resolved, attempt: int) -> dict[str, Any]:
     if workers == 1:
         return {}
     term = {"labelSelector": _selector(resolved, attempt), "topologyKey": _NODE}
-    if resolved.volume.size is not None and resolved.volume.access_mode == "ReadWriteOnce":
+    if resolved.volume.size is not None and resolved.access_mode == "ReadWriteOnce":
         return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}
     if spread == "pack":
         wish = {"weight": 100, "podAffinityTerm": term}

@@ -19,7 +19,7 @@ def build_volume_claim(resolved: Resolved) -> dict[str, Any] | None:
         "kind": "PersistentVolumeClaim",
         "metadata": build_metadata(resolved, volume_claim_name(resolved.name)),
         "spec": {
-            "accessModes": [volume.access_mode],
+            "accessModes": [resolved.access_mode],
             **storage_class,
             "resources": {"requests": {"storage": canonical_quantity(volume.size)}},
         },
