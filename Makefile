@@ -43,7 +43,7 @@ verify: $(READY) ## Check format, types, import boundaries and generated files
 	$(BIN)/python -m finetune_api.generate --check
 
 .PHONY: generate
-generate: $(READY) ## Generate CRDs, reference and editor schema from the API's models
+generate: $(READY) ## Generate CRDs, the chart's copy, reference and schemas from the API's models
 	$(BIN)/python -m finetune_api.generate
 
 .PHONY: format
@@ -54,6 +54,14 @@ format: $(READY) ## Format the code and mend what can be mended
 .PHONY: campaign
 campaign: $(READY) ## Run the long recovery campaigns (kills, damage) in full
 	$(BIN)/pytest -m campaign -s
+
+.PHONY: cluster-up
+cluster-up: $(READY) ## Start a Kubernetes cluster here (KWOK=N simulated nodes, NODE=1 a real one)
+	@$(BIN)/python tests/cluster up $(if $(KWOK),--simulated $(KWOK)) $(if $(NODE),--node)
+
+.PHONY: cluster-down
+cluster-down: $(READY) ## End that cluster and remove all of it
+	@$(BIN)/python tests/cluster down
 
 .PHONY: bench
 bench: $(READY) ## Measure every figure that the README quotes (an hour on 2 quiet cores)

@@ -3,7 +3,14 @@
 import os
 import sys
 
+import hypothesis
 import pytest
+
+pytest_plugins = ("cluster.fixtures",)
+
+hypothesis.settings.register_profile("busy", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("busy")
+"""An example may take longer than 200 ms where the machine is busy."""
 
 
 @pytest.hookimpl(trylast=True)
