@@ -146,7 +146,7 @@ def told(spec):
 
 
 def test_a_small_job():
-    labels = {**LABELS, "finetune.dev/attempt": "1"}
+    labels = {**LABELS, "finetune.dev/attempt": "1", "finetune.dev/job-uid": UID}
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -156,7 +156,7 @@ def test_a_small_job():
             "labels": LABELS,
             "ownerReferences": OWNERS,
         },
-        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "20Gi"}}},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}},
     }
     spec = {
         "task": "text-classification",
@@ -248,7 +248,7 @@ BIG_RUNTIME = {
 
 
 def test_a_big_job():
-    labels = {**LABELS, "finetune.dev/attempt": "12"}
+    labels = {**LABELS, "finetune.dev/attempt": "12", "finetune.dev/job-uid": UID}
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -690,6 +690,7 @@ def test_several_workers_get_names():
     before, after = children(), children(TWO)
     assert {path for path in difference(before, after) if not path.startswith("Service")} == {
         "Job.spec.completions",
+        "PersistentVolumeClaim.spec.accessModes[0]",
         "Job.spec.parallelism",
         f"{POD}.subdomain",
         f"{ONE}.env[MASTER_ADDR].value",

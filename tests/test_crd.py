@@ -298,7 +298,7 @@ def test_names_and_columns():
     version = spec["versions"][0]
     assert version["subresources"] == {"status": {}}
     shown = [column["name"] for column in version["additionalPrinterColumns"] if "priority" not in column]
-    assert shown == ["Phase", "Percent", "Step", "Metric", "Best", "Attempt", "Age"]
+    assert shown == ["Phase", "Percent", "Step", "Metric", "Best", "Attempt", "Age", "Message"]
     assert definition(RUNTIME)["spec"]["scope"] == "Cluster"
     assert "subresources" not in definition(RUNTIME)["spec"]["versions"][0]
 

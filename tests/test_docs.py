@@ -70,8 +70,8 @@ def prose_of(page):
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 YAML = [block for block in BLOCKS if block.language == "yaml"]
-JOBS = [block for block in YAML if "kind: FineTuneJob" in block.text]
-SNIPPETS = [block for block in YAML if block not in JOBS]
+JOBS = [block for block in YAML if re.search("^kind: FineTuneJob$", block.text, flags=re.MULTILINE)]
+SNIPPETS = [block for block in YAML if re.match("spec:", block.text)]
 COMMANDS = [
     (f"{block}: {line}", shlex.split(line.removeprefix("$ "), comments=True))
     for block in BLOCKS

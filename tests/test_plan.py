@@ -687,6 +687,44 @@ def test_held_by_a_queue():
     assert plan(settled).is_empty
 
 
+def test_what_runs_and_is_then_held_back_has_run():
+    """Kueue preempts it after 10 s of running and admits it anew 40 s later; only the time in which it ran counts."""
+    world = World(job()).run(until=10)
+    held = replace(world.observe(), attempt=ObservedAttempt(1, held=True))
+    planned = plan(held)
+    assert (planned.status.phase, planned.status.running_seconds) == (Phase.SUSPENDED, 10)
+    waits = replace(held, now=at(50), job=world.job.model_copy(update={"status": planned.status}))
+    assert plan(waits).is_empty
+    begun = ObservedAttempt(1, (ObservedWorker(0, WorkerPhase.RUNNING, at(50)),))
+    admitted = plan(replace(waits, attempt=begun, report=None))
+    assert (admitted.status.phase, admitted.status.running_seconds) == (Phase.STARTING, 10)
+    assert admitted.status.attempts[0].start == at(50)
+
+
+def running_message(status):
+    return next(one.message for one in status.conditions if one.type == "Running")
+
+
+def test_what_an_attempt_waits_for_is_told_and_then_forgotten():
+    world = World(job(), Script(starts_after=50)).run(until=2)
+    seen = world.observe()
+    waits = replace(seen, attempt=replace(seen.attempt, waiting="no node takes it"))
+    planned = plan(waits)
+    assert (planned.status.phase, running_message(planned.status)) == (Phase.STARTING, "no node takes it")
+    told = replace(waits, job=world.job.model_copy(update={"status": planned.status}))
+    assert plan(told).is_empty
+    over = plan(replace(told, attempt=seen.attempt))
+    assert (over.status.phase, running_message(over.status)) == (Phase.STARTING, "Attempt 1 starts")
+
+
+def test_what_is_in_the_way_of_an_attempt_is_told_and_tried_again():
+    world = World(job())
+    planned = plan(replace(world.observe(), obstacle="quota exceeded"))
+    assert (planned.action, planned.status.phase, planned.status.attempts) == (StartAttempt(1), Phase.STARTING, ())
+    assert running_message(planned.status) == "Attempt 1 cannot start: quota exceeded"
+    assert (planned.events, planned.look_again_seconds) == ((), 10)
+
+
 def test_of_many_attempts_the_latest_twenty_are_kept():
     world = World(job(recovery={"maxRestarts": {"infrastructure": 30}}), *[fails(1, Exit(75), silent=True)] * 25).run()
     assert [one.number for one in world.status.attempts] == list(range(7, 27))

@@ -87,7 +87,7 @@ JOB = Resource(
         Column("Model", ".spec.model.source", wide=True),
         Column("Workers", ".spec.distributed.workers", "integer", wide=True),
         Column("Runtime", ".spec.runtime", wide=True),
-        Column("Message", '.status.conditions[?(@.message!="")].message', wide=True, description="The phase's reason."),
+        Column("Message", '.status.conditions[?(@.message!="")].message', description="The phase's reason."),
     ),
 )
 RUNTIME = Resource(

@@ -12,14 +12,14 @@ def editor_schema(notice: str) -> dict[str, Any]:
     Args:
         notice: What generated it, for those who open the file.
     """
-    schema = _plain(json_schema(FineTuneJob))
+    schema = plain(json_schema(FineTuneJob))
     # The models know these two by heart; a file must say them.
     schema["required"] = ["apiVersion", "kind", *schema["required"]]
     return {"$schema": "http://json-schema.org/draft-07/schema#", "$comment": notice, **schema}
 
 
-def _plain(schema: Any) -> Any:
+def plain(schema: Any) -> Any:
     """``schema`` without Kubernetes' own words."""
     if isinstance(schema, dict):
-        return {name: _plain(value) for name, value in schema.items() if not name.startswith("x-kubernetes-")}
-    return [_plain(item) for item in schema] if isinstance(schema, list) else schema
+        return {name: plain(value) for name, value in schema.items() if not name.startswith("x-kubernetes-")}
+    return [plain(item) for item in schema] if isinstance(schema, list) else schema

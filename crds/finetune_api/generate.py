@@ -1,6 +1,7 @@
 """``python -m finetune_api.generate [--check]``: writes everything that is made from the models, or tells what drifted.
 
-Invariant: the files are a function of the models alone, so running it twice changes nothing.
+Invariant: the files are a function of the models, and of what people wrote of the chart's values, so running it twice
+changes nothing.
 """
 
 import argparse
@@ -13,12 +14,17 @@ from typing import Any
 import yaml
 
 from finetune_api.base import GROUP
+from finetune_api.chart import crd_template, values_schema
 from finetune_api.crd import RESOURCES, definition
 from finetune_api.editor import editor_schema
 from finetune_api.reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout that this package lies in."""
+CHART = "helm/finetune-operator"
+"""The chart's folder in the checkout."""
+OWN_VALUES = ROOT / "helm/values.schema.json"
+"""The schema of the chart's values as people wrote it, before the models' part."""
 NOTICE = "Generated from crds/finetune_api by `python -m finetune_api.generate`; do not edit."
 
 
@@ -34,13 +40,13 @@ class _Dumper(yaml.SafeDumper):
 
 def generated_files() -> dict[str, str]:
     """The text of every generated file, by its path in the checkout."""
-    definitions = {
-        f"crds/{resource.plural}.{GROUP}.yaml": f"# {NOTICE}\n{_yaml(definition(resource))}" for resource in RESOURCES
-    }
+    definitions = {resource.plural: _yaml(definition(resource)) for resource in RESOURCES}
     return {
-        **definitions,
+        **{f"crds/{plural}.{GROUP}.yaml": f"# {NOTICE}\n{text}" for plural, text in definitions.items()},
+        **{f"{CHART}/templates/crds/{plural}.yaml": crd_template(text, NOTICE) for plural, text in definitions.items()},
+        f"{CHART}/values.schema.json": _json(values_schema(json.loads(OWN_VALUES.read_text("utf-8")), NOTICE)),
         "docs/reference.md": reference(NOTICE),
-        "docs/finetunejob.schema.json": json.dumps(editor_schema(NOTICE), indent=2, ensure_ascii=False) + "\n",
+        "docs/finetunejob.schema.json": _json(editor_schema(NOTICE)),
     }
 
 
@@ -82,6 +88,10 @@ def _read(path: Path) -> str | None:
 
 def _yaml(document: dict[str, Any]) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

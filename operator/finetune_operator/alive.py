@@ -5,7 +5,7 @@ from finetune_operator.actions import Event, Plan, StopAttempt
 from finetune_operator.conditions import Situation, holds
 from finetune_operator.draft import Draft
 from finetune_operator.observed import Observed, ObservedAttempt
-from finetune_operator.status import with_report, with_start
+from finetune_operator.status import with_pause, with_report, with_start
 from finetune_operator.wishes import PEER_GRACE_SECONDS, peer_gone_seconds, seconds_to_deadline, wish_to_stop
 
 POLL_SECONDS = 10.0
@@ -17,6 +17,11 @@ _STAGES = {
     Stage.EXPORTING: "Exporting the model",
     Stage.DONE: "Finishing",
 }
+_REASONS = {
+    Phase.STARTING: Reason.STARTING,
+    Phase.RESTARTING: Reason.RESTARTING,
+    Phase.RUNNING: Reason.TRAINING,
+}
 
 
 def plan_alive(observed: Observed, attempt: ObservedAttempt) -> Plan:
@@ -25,6 +30,8 @@ def plan_alive(observed: Observed, attempt: ObservedAttempt) -> Plan:
     status = with_report(observed.status, report) if report else observed.status
     if attempt.running_since is not None:
         status = with_start(status, attempt.running_since)
+    if attempt.held and observed.status.phase is Phase.RUNNING:
+        status = with_pause(status, observed.now)
     draft = Draft(observed, status)
     situation = _situation(observed, attempt, report)
     look = _look_again(observed, status, attempt)
@@ -39,12 +46,20 @@ def _situation(observed: Observed, attempt: ObservedAttempt, report: ProgressRep
     """Where the job stands; None if that is not known to have changed."""
     if attempt.held:
         return Situation(Phase.SUSPENDED, Reason.QUEUED, f"Attempt {attempt.number} waits to be admitted")
+    if attempt.waiting is not None:
+        return _waiting(observed.status, attempt.waiting)
     if report is not None:
         stalled = report.progress is None and holds(observed.status, ConditionType.STALLED)
         return Situation(Phase.RUNNING, Reason.TRAINING, _STAGES[report.stage], stalled)
-    if observed.status.phase in (Phase.STARTING, Phase.RESTARTING, Phase.RUNNING):
+    if observed.status.phase is Phase.RUNNING:
         return None
-    return Situation(Phase.STARTING, Reason.STARTING, f"Attempt {attempt.number} starts")
+    return _waiting(observed.status, f"Attempt {attempt.number} starts")
+
+
+def _waiting(status: JobStatus, message: str) -> Situation:
+    """The phase stays what it is, unless the attempt comes out of a queue or is not told of yet."""
+    phase = status.phase if status.phase in _REASONS else Phase.STARTING
+    return Situation(phase, _REASONS[phase], message, holds(status, ConditionType.STALLED))
 
 
 def _first_training(before: JobStatus, after: JobStatus) -> Event | None:

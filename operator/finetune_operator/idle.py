@@ -53,6 +53,9 @@ def _wait_or_start(draft: Draft) -> Plan:
     if due is not None and due > now:
         situation = _situation(draft, f"Attempt {number} starts at {due:%H:%M:%S} UTC, after a back-off")
         return draft.to_plan(situation, look_again_seconds=(due - now).total_seconds())
+    if draft.observed.obstacle is not None:
+        situation = _situation(draft, f"Attempt {number} cannot start: {draft.observed.obstacle}")
+        return draft.to_plan(situation, action=StartAttempt(number), look_again_seconds=POLL_SECONDS)
     started = replace(draft, status=with_attempt(draft.status, number, now))
     message = f"Attempt {number} starts"
     return started.to_plan(

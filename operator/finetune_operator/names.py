@@ -15,6 +15,8 @@ LABEL_JOB = f"{GROUP}/job"
 """Name of the job that an object belongs to."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 """Number of the attempt that an object belongs to."""
+LABEL_UID = f"{GROUP}/job-uid"
+"""On attempts and their pods: uid of the job, which tells them from what a deleted namesake has left behind."""
 ANNOTATION_SPEC = f"{GROUP}/spec"
 """On pods: the job as the trainer reads it (see trainer_spec)."""
 
@@ -67,6 +69,6 @@ def job_labels(job: str) -> dict[str, str]:
     return {**managed_labels(), LABEL_JOB: job}
 
 
-def attempt_labels(job: str, number: int) -> dict[str, str]:
-    """Labels of everything that belongs to an attempt."""
-    return {**job_labels(job), LABEL_ATTEMPT: str(number)}
+def attempt_labels(job: str, uid: str | None, number: int) -> dict[str, str]:
+    """Labels of everything that belongs to an attempt; no uid where no cluster has given one."""
+    return {**job_labels(job), LABEL_ATTEMPT: str(number), **({LABEL_UID: uid} if uid else {})}

@@ -62,7 +62,11 @@ class ObservedWorker:
 
 @dataclass(frozen=True)
 class ObservedAttempt:
-    """The newest attempt that the cluster knows of."""
+    """The attempt that a decision is about: the open one of the status while the cluster knows of it, else the newest.
+
+    The open one comes first even if its successor exists already (the operator was killed between making that and
+    saying so): its end, and what that costs, must not be forgotten.
+    """
 
     number: int
     workers: tuple[ObservedWorker, ...] = ()
@@ -70,6 +74,8 @@ class ObservedAttempt:
     """Its workers were asked to leave (SIGTERM) by us."""
     held: bool = False
     """Somebody else (Kueue, a person) holds it back: nothing of it runs until they let it."""
+    waiting: str | None = None
+    """Why not every worker runs, or why one cannot be ended; None if there is nothing to say."""
 
     @property
     def is_over(self) -> bool:
@@ -105,6 +111,8 @@ class Observed:
     interrupted: bool = False
     """The command that runs the job was asked to stop (local machine)."""
     refusal: Refusal | None = None
+    obstacle: str | None = None
+    """Why the cluster did not take the objects of the next attempt just now; that is tried again."""
 
     @property
     def status(self) -> JobStatus:

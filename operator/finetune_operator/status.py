@@ -50,6 +50,12 @@ def with_start(status: JobStatus, start: datetime) -> JobStatus:
     return status if status.attempts[-1].start == start else _with_latest(status, {"start": start})
 
 
+def with_pause(status: JobStatus, now: datetime) -> JobStatus:
+    """The open attempt ran until now and was then held back (Kueue preempted it): it starts anew when it is let go."""
+    seconds = running_seconds(status, now, is_running=True)
+    return _with_latest(status, {"start": now}).model_copy(update={"running_seconds": seconds})
+
+
 def with_report(status: JobStatus, report: ProgressReport) -> JobStatus:
     """What rank 0 of the open attempt says; anything else's report is not for this function.
 
@@ -101,6 +107,20 @@ def with_restart(status: JobStatus, cause: Cause) -> JobStatus:
             "restarts": _one_more(status.restarts, cause),
             "restarts_since_progress": _one_more(status.restarts_since_progress, cause),
         }
+    )
+
+
+def milestones(status: JobStatus | None) -> object:
+    """What of a status must be written at once; the rest is progress, and is told anew by the next report."""
+    if status is None:
+        return None
+    return (
+        status.phase,
+        [(condition.status, condition.reason) for condition in status.conditions],
+        [(attempt.number, attempt.end) for attempt in status.attempts],
+        status.resumed_from_step,
+        status.result,
+        status.observed_generation,
     )
 
 

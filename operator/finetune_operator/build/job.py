@@ -18,7 +18,7 @@ from finetune_operator.resolved import Resolved
 def build_job(resolved: Resolved, attempt: int) -> dict[str, Any]:
     """The Job of attempt number ``attempt``; suspended from the start if a queue is to admit it."""
     workers, queue = resolved.spec.distributed.workers, resolved.spec.queue
-    labels = attempt_labels(resolved.name, attempt)
+    labels = attempt_labels(resolved.name, resolved.uid, attempt)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -35,7 +35,7 @@ def build_pod_template(resolved: Resolved, attempt: int) -> dict[str, Any]:
     """The template of an attempt's pods."""
     return {
         "metadata": {
-            "labels": {**attempt_labels(resolved.name, attempt), LABEL_COMPONENT: WORKER},
+            "labels": {**attempt_labels(resolved.name, resolved.uid, attempt), LABEL_COMPONENT: WORKER},
             "annotations": {ANNOTATION_SPEC: trainer_spec(resolved.job)},
         },
         "spec": {

@@ -1,0 +1,104 @@
+"""The whole truth, read now and then: what the watches do not tell is that something was deleted while they were cut.
+
+Invariant: only what was known before the list was begun, and is not in it, is gone.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+from finetune_operator.api import Api
+from finetune_operator.errors import ApiError
+from finetune_operator.kinds import WATCHED, Kind
+from finetune_operator.schedule import Key
+from finetune_operator.store import Store
+
+INTERVAL_SECONDS = 300.0
+STARTING_SECONDS = 30.0
+"""The watches' own first lists come within this."""
+AFTER_RELIST_SECONDS = 3.0
+"""A watch that had to start anew may have missed deletions: looked after at once, but once for all watches."""
+FIRST_BACKOFF_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 30.0
+_log = logging.getLogger(__name__)
+
+
+class Resync:
+    """Reads everything again."""
+
+    def __init__(
+        self, store: Store, api: Api, namespaces: tuple[str, ...] | None, enqueue: Callable[[Key], None]
+    ) -> None:
+        """Read these namespaces (None: all of them) into the store; ``enqueue`` gets the jobs that may be affected."""
+        self._store, self._api, self._enqueue = store, api, enqueue
+        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
+        self._wanted = asyncio.Event()
+        self._synced_at: float | None = None
+        self.synced = asyncio.Event()
+        """Set once everything has been read for the first time."""
+
+    def note_relist(self) -> None:
+        """A watch lists anew: have everything read again soon, unless it is the watch's first list."""
+        if self._synced_at is not None and time.monotonic() - self._synced_at > STARTING_SECONDS:
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Read everything again and again, until cancelled."""
+        backoff = FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                await self.step()
+            except ApiError as error:
+                if not self.synced.is_set() and error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
+                    raise  # no CRD, or no right to it: waiting would hide that
+                _log.warning("Not everything could be read: %s", error)
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+                continue
+            backoff = FIRST_BACKOFF_SECONDS
+            await self._pause(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+
+    async def step(self) -> None:
+        """Read everything once, and have every job looked at."""
+        self._wanted.clear()
+        for kind in WATCHED:
+            await self._read(kind)
+        self._store.purge()
+        self._synced_at = self._synced_at or time.monotonic()
+        self.synced.set()
+        for key in list(self._store.jobs):
+            self._enqueue(key)
+
+    async def _read(self, kind: Kind) -> None:
+        """Read one kind; from the start again if the list expires half-way."""
+        before = dict(self._store.known(kind))
+        while True:
+            try:
+                found = await self._list(kind)
+                break
+            except ApiError as error:
+                if error.status != HTTPStatus.GONE:
+                    raise
+        for uid, key in before.items():
+            if uid not in found:
+                self._store.drop(kind, uid, key)
+
+    async def _list(self, kind: Kind) -> set[str]:
+        found: set[str] = set()
+        for namespace in self._namespaces if kind.namespaced else (None,):
+            async for page in self._api.pages(kind, namespace):
+                for raw in page:
+                    self._store.see(kind, raw)
+                    found.add(raw["metadata"]["uid"])
+                await asyncio.sleep(0)
+        return found
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wanted.wait(), seconds)
+        except TimeoutError:
+            return
+        await asyncio.sleep(AFTER_RELIST_SECONDS)
