@@ -101,7 +101,7 @@ def test_the_command_line_imports_no_heavy_module():
     assert made.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["validate"], ["status"], ["render"], ["walk"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["run"], ["validate"], ["logs"], ["render"], ["walk"]], ids=" ".join)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as left:
         main(arguments)

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-_DESCRIPTION = "Fine-tune a model from one FineTuneJob: on this machine, or validate it for a cluster."
+from finetune_cli.cluster import arguments as arguments_of_cluster
+
+_DESCRIPTION = (
+    "Fine-tune a model from one FineTuneJob on this machine, or follow it in a cluster (also kubectl finetune)."
+)
 _EPILOG = """\
 examples:
   finetune validate -f job.yaml            check a job, and say what is wrong with it
@@ -14,6 +18,8 @@ examples:
   finetune run -f job.yaml --set spec.training.epochs=1 --out runs/trial
   finetune status runs/trial               how it stands
   finetune render -f job.yaml              what a cluster would be asked to run
+  finetune status reviews -n team-a        how a job in a cluster stands
+  finetune logs reviews --follow           what its workers print
 
 exit codes (sysexits):
   0 done · 2 wrong usage · 64 bad spec · 65 bad data · 66 job, model or data not found · 70 bug
@@ -39,7 +45,6 @@ examples:
   finetune render -f job.yaml
   finetune render -f job.yaml --runtime runtime.yaml --namespace team-a | kubectl diff -f -
 """
-_STATUS = "Show how the run in a folder stands: phase, progress, metrics, attempts, and where everything lies."
 _AS_IT_IS = argparse.RawDescriptionHelpFormatter
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 _RUN_EPILOG = """\
@@ -66,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "render":
             return _render(options)
         case "status":
-            from finetune_cli.status import show_status
-
-            return show_status(options.folder)
+            return arguments_of_cluster.run_status(options)
+        case command if command in arguments_of_cluster.COMMANDS:
+            return arguments_of_cluster.run_command(options)
         case _:
             parser.print_help()
             return 0
@@ -88,14 +93,14 @@ def _render(options: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar and its help."""
-    parser = argparse.ArgumentParser(
-        prog="finetune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_AS_IT_IS
-    )
+    name = "kubectl finetune" if arguments_of_cluster.is_plugin() else "finetune"
+    parser = argparse.ArgumentParser(prog=name, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_AS_IT_IS)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     _add_run(commands)
     _add_validate(commands)
-    _add_status(commands)
+    arguments_of_cluster.add_status(commands)
     _add_render(commands)
+    arguments_of_cluster.add_others(commands)
     return parser
 
 
@@ -117,11 +122,6 @@ def _add_validate(commands: _Commands) -> None:
     what = "a FineTuneJob; may be repeated"
     validate.add_argument("-f", "--file", type=Path, action="append", required=True, metavar="FILE", help=what)
     _add_set(validate)
-
-
-def _add_status(commands: _Commands) -> None:
-    status = commands.add_parser("status", help="show how a run stands", description=_STATUS)
-    status.add_argument("folder", type=Path, metavar="DIR", help="folder of the run, for example runs/demo")
 
 
 def _add_render(commands: _Commands) -> None:

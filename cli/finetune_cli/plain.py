@@ -17,7 +17,7 @@ _PROGRESS_INTERVAL = timedelta(seconds=30)
 class PlainDisplay:
     """Writes to a log, or to a terminal that cannot do more."""
 
-    def __init__(self, history: Path, view: View, write: Callable[[str], None] = say) -> None:
+    def __init__(self, history: Path, view: View, write: Callable[[str], object] = say) -> None:
         """Start with what is new after ``view``; ``write`` takes a line."""
         self._write = write
         self._evaluations = EvaluationTail(history)

@@ -16,8 +16,8 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def say(text: str) -> None:
-    """Print a line at once. When nobody can read it any more, later lines go nowhere."""
+def say(text: str) -> bool:
+    """Print a line at once. When nobody can read it any more, later lines go nowhere; returns False that once."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -25,6 +25,8 @@ def say(text: str) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+        return False
+    return True
 
 
 def say_lines(lines: tuple[Line, ...]) -> None:

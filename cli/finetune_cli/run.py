@@ -152,7 +152,7 @@ def _taken_over(status: JobStatus) -> JobStatus:
 def _drive(cluster: LocalCluster, store: Store, interrupts: Interrupts) -> None:
     """Reconcile until nothing is left to do. The first time comes before anything is shown: workers start early."""
     view = cluster.reconcile()
-    display = _open_display(store, view)
+    display = open_display(store.folder.history, view)
     warned = False
     try:
         display.show(view)
@@ -168,7 +168,8 @@ def _drive(cluster: LocalCluster, store: Store, interrupts: Interrupts) -> None:
         display.close()
 
 
-def _open_display(store: Store, view: View) -> Display:
+def open_display(history: Path, view: View) -> Display:
+    """A picture where somebody looks, else lines; ``history`` is the run's, for its evaluations."""
     if is_terminal():
         from rich.console import Console
 
@@ -177,7 +178,7 @@ def _open_display(store: Store, view: View) -> Display:
         return LiveDisplay(view, Console())
     from finetune_cli.plain import PlainDisplay
 
-    return PlainDisplay(store.folder.history, view)
+    return PlainDisplay(history, view)
 
 
 def exit_code_of(status: JobStatus, interrupts: Interrupts) -> int:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_api.job import FineTuneJob, TaskName
-from finetune_api.outcomes import Cause, ExitCode
 from finetune_api.status import Attempt, Condition, JobStatus, Phase, Reason, Result
-from finetune_api.wiring import STACKS_FILE
 from finetune_cli import words
+from finetune_cli.advice import HERE, advise
 from finetune_cli.store import Store
 
 Line = tuple[str, str]
@@ -21,21 +20,6 @@ _PIPELINES: dict[TaskName, str] = {
     "text-regression": 'pipeline("text-classification", model={model!r}, function_to_apply="none")',
     "causal-lm": 'pipeline("text-generation", model={model!r})',
     "image-classification": 'pipeline("image-classification", model={model!r})',
-}
-_ANOTHER = "then run with another --out, or remove the folder"
-_BY_EXIT_CODE = {
-    ExitCode.BAD_SPEC: f"Correct the field that is named above, {_ANOTHER}.",
-    ExitCode.BAD_DATA: "Correct the data that is named above, and give the same command again.",
-    ExitCode.NOT_FOUND: f"Put the file there and give the same command again; or correct its path, {_ANOTHER}.",
-    ExitCode.DIVERGED: f"Lower spec.strategy.learningRate or set spec.training.maxGradNorm, {_ANOTHER}.",
-    ExitCode.DENIED: "Give this user access to what is named above, and give the same command again.",
-    ExitCode.PLATFORM: "Put right what is named above (space, device, consent), and give the same command again.",
-}
-_BY_CAUSE = {
-    Cause.OUT_OF_MEMORY: f"Raise spec.training.gradientAccumulation or lower spec.data.maxLength, {_ANOTHER}.",
-    Cause.INFRASTRUCTURE: "Look in the log for what was lost; the same command goes on from the last checkpoint.",
-    Cause.STALLED: f"Look where the processes stood ({STACKS_FILE} beside the termination message, under attempts/).",
-    Cause.APPLICATION: "Nobody foresaw this error: the log has it in full. The same command tries again.",
 }
 
 
@@ -58,7 +42,7 @@ def verdict(status: JobStatus) -> Condition | None:
 
 def _success(job: FineTuneJob, status: JobStatus, store: Store) -> Iterator[Line]:
     yield f"Succeeded: {_message(status)}", "good"
-    yield from _facts(status, status.result)
+    yield from outcome_facts(status)
     yield "", "plain"
     yield from _places(store, status.result)
     if status.result is not None:
@@ -69,10 +53,11 @@ def _success(job: FineTuneJob, status: JobStatus, store: Store) -> Iterator[Line
         yield f"  model = {call}", "plain"
 
 
-def _facts(status: JobStatus, result: Result | None) -> Iterator[Line]:
+def outcome_facts(status: JobStatus) -> Iterator[Line]:
+    """What a finished run came to."""
     took = words.duration(status.running_seconds)
     facts = (
-        ("metrics", words.metrics(result.metrics) if result else ""),
+        ("metrics", words.metrics(status.result.metrics) if status.result else ""),
         ("best", words.best(status.best) if status.best else ""),
         ("restarts", words.restarts(status)),
         ("took", took),
@@ -107,7 +92,7 @@ def _failure(status: JobStatus, store: Store, failed_worker: int | None) -> Iter
     if latest is not None:
         yield from _log_lines(store, latest, failed_worker or 0)
     yield "", "plain"
-    yield f"What to do: {_advice(reason, latest)}", "plain"
+    yield f"What to do: {advise(reason, latest, HERE)}", "plain"
     yield fact("logs", _short(store.folder.logs))
     yield fact("status", _short(store.folder.status))
     if status.last_checkpoint is not None:
@@ -122,16 +107,6 @@ def _log_lines(store: Store, attempt: Attempt, worker: int) -> Iterator[Line]:
         yield f"The last lines of {_short(path)}:", "plain"
         for line in lines:
             yield f"  {line}", "dim"
-
-
-def _advice(reason: Reason, latest: Attempt | None) -> str:
-    if reason is Reason.DEADLINE_EXCEEDED:
-        return "Raise spec.activeDeadlineSeconds; the same command goes on from the last checkpoint."
-    if latest is None or latest.cause is None:
-        return "Look into the log."
-    if latest.cause is Cause.CONFIGURATION and latest.exit_code in set(ExitCode):
-        return _BY_EXIT_CODE.get(ExitCode(latest.exit_code), "Look into the log.")
-    return _BY_CAUSE.get(latest.cause, "Look into the log.")
 
 
 def _suspension(status: JobStatus) -> Iterator[Line]:

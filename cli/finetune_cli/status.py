@@ -39,7 +39,7 @@ def status_lines(job: FineTuneJob, store: Store) -> Iterator[Line]:
         yield "", "plain"
         yield "Attempts:", "plain"
         for attempt in status.attempts:
-            yield _attempt_line(attempt), "plain"
+            yield attempt_line(attempt), "plain"
 
 
 def _lines_under_way(job: FineTuneJob, status: JobStatus, *, running: bool) -> Iterator[Line]:
@@ -53,7 +53,8 @@ def _lines_under_way(job: FineTuneJob, status: JobStatus, *, running: bool) -> I
     yield from (fact(name, text) for name, text in words.facts(job, runs=running))
 
 
-def _attempt_line(attempt: Attempt) -> str:
+def attempt_line(attempt: Attempt) -> str:
+    """One attempt in a line."""
     steps = f"steps {attempt.from_step} to {attempt.to_step}"
     if attempt.end is None:
         return f"  {attempt.number}  {steps}, runs"
