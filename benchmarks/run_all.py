@@ -15,7 +15,15 @@ from typing import Any
 from measure import CORES, Report, arguments, note
 
 HERE = Path(__file__).parent
-NAMES = ("passes", "startup", "checkpoint_pause", "evaluation_memory", "text_classification", "gpu_tokens")
+NAMES = (
+    "passes",
+    "startup",
+    "checkpoint_pause",
+    "evaluation_memory",
+    "text_classification",
+    "time_spent",
+    "gpu_tokens",
+)
 RESULTS = HERE.parent / "build" / "benchmarks.json"
 
 

@@ -21,6 +21,8 @@ FIGURES = {
         "ours / limit at 32",
         "ours - HF Trainer, points",
     },
+    "passes": set(),
+    "time_spent": set(),
 }
 
 
