@@ -55,6 +55,10 @@ format: $(READY) ## Format the code and mend what can be mended
 campaign: $(READY) ## Run the long recovery campaigns (kills, damage) in full
 	$(BIN)/pytest -m campaign -s
 
+.PHONY: e2e
+e2e: $(READY) ## Run jobs on a real node, with the real images (root, 30 GB of disk, half an hour)
+	$(BIN)/pytest -m node
+
 .PHONY: cluster-up
 cluster-up: $(READY) ## Start a Kubernetes cluster here (KWOK=N simulated nodes, NODE=1 a real one)
 	@$(BIN)/python tests/cluster up $(if $(KWOK),--simulated $(KWOK)) $(if $(NODE),--node)

@@ -309,7 +309,8 @@ def fails(after: int, exit_: Exit, **more) -> Script:
 
 
 OUT_OF_MEMORY = (
-    "killed by the kernel: out of memory; raise spec.training.gradientAccumulation (less memory a step) or memory"
+    "killed by the kernel: out of memory; raise spec.distributed.resources.memory, or"
+    " spec.training.gradientAccumulation (less memory a step)"
 )
 BUG = Exit(70, Cause.APPLICATION, "KeyError: 'x'")
 RETRIED_AT_15 = {
@@ -601,6 +602,12 @@ TWO_WORKERS = {
     "the bug, then peer lost": ({0: BUG, 1: Exit(75)}, "Application", "worker 0: KeyError: 'x'", "node-0"),
     "evicted": (
         {0: Exit(75), 1: Exit(143, platform=PlatformReason.EVICTED)},
+        "Preempted",
+        "worker 1: evicted from its node",
+        "node-1",
+    ),
+    "evicted, and the other left along": (
+        {0: Exit(143), 1: Exit(143, platform=PlatformReason.EVICTED)},
         "Preempted",
         "worker 1: evicted from its node",
         "node-1",

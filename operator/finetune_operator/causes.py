@@ -47,16 +47,27 @@ def _judge(worker: ObservedWorker, *, stopping: bool, alone: bool) -> Verdict:
 
 
 def _precedence(verdict: Verdict) -> tuple[int, datetime, int]:
-    ended = verdict.worker.ended or datetime.max.replace(tzinfo=UTC)
+    worker = verdict.worker
+    return _rank(verdict), worker.ended or datetime.max.replace(tzinfo=UTC), worker.index
+
+
+def _rank(verdict: Verdict) -> int:
+    """0 for a failure of its own; more, the likelier it is a consequence of another's."""
     if verdict.worker.exit_code == ExitCode.RETRY:
-        return 2, ended, verdict.worker.index
-    return int(verdict.cause is Cause.PREEMPTED), ended, verdict.worker.index
+        return 3
+    if verdict.cause is not Cause.PREEMPTED:
+        return 0
+    # All of them save and leave together when one is asked to; which one that was the platform knows.
+    return 1 if verdict.worker.platform_reason in _SEEN_BY_PLATFORM else 2
 
 
 _SEEN_BY_PLATFORM = {
     PlatformReason.OOM_KILLED: (
         Cause.OUT_OF_MEMORY,
-        "killed by the kernel: out of memory; raise spec.training.gradientAccumulation (less memory a step) or memory",
+        (
+            "killed by the kernel: out of memory; raise spec.distributed.resources.memory, or"
+            " spec.training.gradientAccumulation (less memory a step)"
+        ),
     ),
     PlatformReason.EVICTED: (Cause.PREEMPTED, "evicted from its node"),
     PlatformReason.PREEMPTED: (Cause.PREEMPTED, "preempted by the scheduler"),

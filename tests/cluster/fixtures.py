@@ -11,7 +11,16 @@ from cluster.errors import BuildError
 from cluster.programs import MODULES, build_all
 from cluster.running import Cluster, Shape, bring_up, take_down, users_own
 
-BUILT_FOR = {"cluster": Shape(), "simulated_cluster": Shape(simulated_nodes=4), "node_cluster": Shape(real_node=True)}
+NODE_IS_LOST_SOON = {
+    "kube-controller-manager": ["--node-monitor-grace-period=20s", "--node-monitor-period=2s"],
+    "kube-apiserver": ["--default-unreachable-toleration-seconds=5", "--default-not-ready-toleration-seconds=5"],
+}
+"""Flags: a node that does not answer has its pods deleted after half a minute, not after six."""
+BUILT_FOR = {
+    "cluster": Shape(),
+    "simulated_cluster": Shape(simulated_nodes=4),
+    "node_cluster": Shape(real_node=True, flags=NODE_IS_LOST_SOON),
+}
 """The clusters by the fixture that gives them."""
 
 

@@ -1,0 +1,212 @@
+"""What befalls pods on a real node: each is told by its right cause, and the run goes on as if nothing had been.
+
+One run is left alone. Each other run of the same spec is hurt while it trains, beyond its newest checkpoint; when it is
+finished its history has to be the same to the byte.
+"""
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+
+import on_node
+from cluster import node
+from cluster.node import NAME, pids_of
+from on_node import Run, Site, seconds_of
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
+SPEC = {
+    "task": "image-classification",
+    "model": {
+        "config": {
+            "model_type": "vit",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "image_size": 8,
+            "patch_size": 4,
+        }
+    },
+    "data": {
+        "source": "pvc://data/digits",
+        "imageSize": 8,
+        "augmentation": {"image": {"rotateDegrees": 10, "cropMinArea": 0.8}},
+    },
+    "strategy": {"learningRate": {"value": 3e-3}},
+    "training": {"maxSteps": 400, "batchSize": 32, "precision": "fp32"},
+    "evaluation": {"every": {"steps": 200}},
+    "checkpoint": {"every": {"steps": 40}},
+    "distributed": {"workers": 2},
+}
+HURT_AFTER = 80
+"""A checkpoint of this step or a later one lies on the volume when a run is hurt."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came of a run that was hurt."""
+
+    status: dict[str, Any]
+    saved: int
+    """The step of the newest checkpoint when the first attempt had ended."""
+    seconds: float
+    """From the hurt to the first step that the second attempt trained."""
+    floor: float
+    """Of these, from the start of its containers: imports, loading, meeting."""
+
+    @property
+    def first(self) -> dict[str, Any]:
+        return self.status["attempts"][0]
+
+
+@pytest.fixture(scope="module")
+def site(node_cluster, tmp_path_factory):
+    with on_node.site(node_cluster, tmp_path_factory.mktemp("volumes")) as ours:
+        yield ours
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> bytes:
+    """The history of a run that nothing befell."""
+    run = site.apply("undisturbed", **SPEC)
+    assert len(run.until_finished()["attempts"]) == 1
+    assert run.step() == SPEC["training"]["maxSteps"]
+    return run.history()
+
+
+def delete_pod(site: Site, run: Run) -> None:
+    site.kubectl("delete", "pod", run.pods(1)[1]["metadata"]["name"], "--wait=false")
+
+
+def evict(site: Site, run: Run) -> None:
+    pod = run.pods(1)[1]["metadata"]["name"]
+    asked = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": site.namespace}}
+    where = f"/api/v1/namespaces/{site.namespace}/pods/{pod}/eviction"
+    site.cluster.kubectl("create", f"--raw={where}", "--filename=-", stdin=json.dumps(asked))
+
+
+def kill_rank(site: Site, run: Run) -> None:
+    """The process that trains, of worker 1; its launcher stays."""
+    launcher, *_ = pids_of(site.cluster, run.pods(1)[1])
+    (rank,) = psutil.Process(launcher).children()
+    rank.kill()
+
+
+def kill_container(site: Site, run: Run) -> None:
+    """The first process of worker 0's container, and with it the kernel kills all others."""
+    launcher, *_ = pids_of(site.cluster, run.pods(1)[0])
+    os.kill(launcher, signal.SIGKILL)
+
+
+def fill_memory(site: Site, run: Run) -> None:
+    """/dev/shm counts as memory of the container, and no process can be made to give it back."""
+    fill = ("dd", "if=/dev/zero", "of=/dev/shm/fill", "bs=1M", "count=900")
+    site.kubectl("exec", run.pods(1)[1]["metadata"]["name"], "--", *fill, check=False)
+
+
+HURTS = {
+    "a pod is deleted": (delete_pod, {}, "Preempted", 143, "asked to leave"),
+    "a pod is evicted": (evict, {}, "Preempted", 143, "worker 1: evicted"),
+    "a process is killed": (kill_rank, {}, "Infrastructure", 137, "worker 1: rank 1 was ended by SIGKILL"),
+    "a container is killed": (kill_container, {}, "Infrastructure", 137, "worker 0: killed (SIGKILL)"),
+    "memory runs out": (fill_memory, {"memory": "1Gi"}, "OutOfMemory", 137, "worker 1: killed by the kernel"),
+}
+"""What happens → (how, resources, the cause that is told, the exit code, a part of the reason)."""
+
+
+@pytest.mark.parametrize("what", HURTS)
+def test_a_run_goes_on_as_if_nothing_had_been(site: Site, undisturbed, what, record_property):
+    hurt, resources, cause, code, reason = HURTS[what]
+    name = what.replace(" ", "-")
+    run = site.apply(name, **SPEC | {"distributed": {"workers": 2, "resources": resources}})
+    run.until(lambda: run.saved_step() >= HURT_AFTER, "a checkpoint")
+    run.until(lambda: run.step() > run.saved_step() + 5, "steps beyond it")
+    recovery = recovered(site, run, lambda: hurt(site, run))
+    record_property("seconds", f"{what}: {recovery.seconds:.1f} s, floor {recovery.floor:.1f} s")
+    print(f"{what}: {recovery.seconds:.1f} s from the hurt to training, {recovery.floor:.1f} s of them the floor")
+    assert (recovery.first["cause"], recovery.first["exitCode"]) == (cause, code), recovery.first
+    assert reason in recovery.first["reason"]
+    assert recovery.status["restarts"] == {cause: 1}
+    assert recovery.status["resumedFromStep"] == recovery.saved
+    assert [attempt.get("exitCode") for attempt in recovery.status["attempts"]] == [code, 0]
+    assert run.history() == undisturbed
+
+
+def recovered(site: Site, run: Run, hurt) -> Recovery:
+    """Hurt a run, and follow it to its end; no worker of its second attempt starts beside one of its first."""
+    began = time.time()
+    hurt()
+    second = run.until(lambda: run.pods(2), "pods of the second attempt", 200)
+    saved = run.saved_step()
+    assert alive(run.pods(1)) == [], "the second attempt waits until nothing of the first is alive"
+    ends = [ended["finishedAt"] for pod in run.pods(1) if (ended := terminated(pod))]
+    assert all(seconds_of(end) <= seconds_of(pod["metadata"]["creationTimestamp"]) for end in ends for pod in second)
+    run.until(lambda: saved < run.step() and is_training(run), "training again")
+    trains = time.time()
+    started = [seconds_of(container["state"]["running"]["startedAt"]) for pod in run.pods(2)
+               for container in pod["status"]["containerStatuses"] if "running" in container["state"]]  # fmt: skip
+    status = run.until_finished()
+    return Recovery(status, saved, trains - began, trains - max(started, default=began))
+
+
+def alive(pods: list[dict[str, Any]]) -> list[str]:
+    """Names of the pods that run or will."""
+    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
+
+
+def is_training(run: Run) -> bool:
+    """Whether the second attempt has begun: its start is noted once it has loaded its checkpoint."""
+    lines = [json.loads(line) for line in run.folder.attempts.read_text().splitlines()]
+    return any((line["event"], line["attempt"]) == ("start", 2) for line in lines)
+
+
+def terminated(pod: dict[str, Any]) -> dict[str, Any] | None:
+    (container,) = pod["status"]["containerStatuses"]
+    return container["state"].get("terminated")
+
+
+def test_too_little_memory_ends_a_job_once_its_budget_is_used_up(site: Site):
+    small = {"distributed": {"workers": 2, "resources": {"memory": "150Mi"}}}
+    run = site.apply("small", **SPEC | small | {"recovery": {"maxRestarts": {"outOfMemory": 1}}})
+    status = run.until_finished("Failed")
+    assert [(attempt["cause"], attempt["exitCode"]) for attempt in status["attempts"]] == 2 * [("OutOfMemory", 137)]
+    (failed,) = (condition for condition in status["conditions"] if condition["type"] == "Failed")
+    assert (failed["status"], failed["reason"]) == ("True", "BudgetExhausted")
+    assert "raise spec.distributed.resources.memory" in failed["message"]
+
+
+def test_a_node_that_is_lost_is_waited_for_until_its_pods_are_known_to_be_dead(site: Site, undisturbed):
+    """Its power fails: kubelet and all processes are gone at once, and the API server knows of neither."""
+    run = site.apply("lost", **SPEC)
+    run.until(lambda: run.saved_step() >= HURT_AFTER, "a checkpoint")
+    saved = run.saved_step()
+    dead = [pid for pod in run.pods(1) for pid in pids_of(site.cluster, pod)]
+    site.cluster.stop("kubelet", signal.SIGKILL)
+    for pid in dead:
+        os.kill(pid, signal.SIGKILL)
+    taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+    try:
+        run.until(lambda: "does not answer" in waiting(run), "word of the node that does not answer")
+        assert run.pods(2) == [], "pods that may be alive keep the second attempt from starting"
+        site.cluster.kubectl("taint", "node", NAME, taint)
+        run.until(lambda: run.pods(2), "pods of the second attempt")
+        assert alive(run.pods(1)) == []
+    finally:
+        site.cluster.kubectl("taint", "node", NAME, f"{taint}-", check=False)
+        site.cluster.start("kubelet")
+        node.await_ready(site.cluster)
+    status = run.until_finished()
+    assert (status["attempts"][0]["cause"], status["restarts"]) == ("Infrastructure", {"Infrastructure": 1})
+    assert status["resumedFromStep"] >= saved
+    assert run.history() == undisturbed
+
+
+def waiting(run: Run) -> str:
+    """What the job says of itself."""
+    return " ".join(condition["message"] for condition in run.status()["conditions"])
