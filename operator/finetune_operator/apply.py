@@ -99,7 +99,12 @@ class Applier:
             "metadata": {**key._asdict(), "uid": record.uid, "resourceVersion": str(record.version)},
             "status": status,
         }
-        self.store.see(FINE_TUNE_JOB, await self.api.replace(FINE_TUNE_JOB, manifest, "status"))
+        try:
+            self.store.see(FINE_TUNE_JOB, await self.api.replace(FINE_TUNE_JOB, manifest, "status"))
+        except ApiError as error:
+            if error.status == HTTPStatus.NOT_FOUND and f'"{key.name}" not found' in error.message:
+                self.store.drop(FINE_TUNE_JOB, record.uid, key)  # its deletion was missed: a watch was cut
+            raise
 
     async def delete_job(self, key: Key, record: JobRecord) -> None:
         """Delete a finished job whose time has come, unless it has changed since; what it owns goes with it."""

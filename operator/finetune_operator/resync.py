@@ -18,11 +18,12 @@ from finetune_operator.store import Store
 
 INTERVAL_SECONDS = 300.0
 STARTING_SECONDS = 30.0
-"""The watches' own first lists come within this."""
+"""The watches' own first lists come within this, even of very many objects."""
 AFTER_RELIST_SECONDS = 3.0
 """A watch that had to start anew may have missed deletions: looked after at once, but once for all watches."""
-FIRST_BACKOFF_SECONDS = 1.0
-MAX_BACKOFF_SECONDS = 30.0
+FIRST_BACKOFF_SECONDS = 0.5
+MAX_BACKOFF_SECONDS = 10.0
+"""Before a kind that could not be read is tried again: one request a replica, and all jobs wait for it at the start."""
 _log = logging.getLogger(__name__)
 
 
@@ -30,58 +31,73 @@ class Resync:
     """Reads everything again."""
 
     def __init__(
-        self, store: Store, api: Api, namespaces: tuple[str, ...] | None, enqueue: Callable[[Key], None]
+        self,
+        store: Store,
+        api: Api,
+        namespaces: tuple[str, ...] | None,
+        enqueue: Callable[[Key], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read these namespaces (None: all of them) into the store; ``enqueue`` gets the jobs that may be affected."""
         self._store, self._api, self._enqueue = store, api, enqueue
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
         self._wanted = asyncio.Event()
-        self._synced_at: float | None = None
+        self._clock, self._synced_at = clock, 0.0
+        self._going: set[tuple[str, str | None]] = set()
+        """Watches (kind and namespace) that have told of changes, and so are beyond their list."""
         self.synced = asyncio.Event()
         """Set once everything has been read for the first time."""
 
-    def note_relist(self) -> None:
-        """A watch lists anew: have everything read again soon, unless it is the watch's first list."""
-        if self._synced_at is not None and time.monotonic() - self._synced_at > STARTING_SECONDS:
+    def note_event(self, kind: Kind, namespace: str | None, *, listed: bool) -> None:
+        """A watch tells of an object: a change, or, if it could not go on and lists anew, that it is ``listed``.
+
+        Unless that is the watch's first list, everything is read again soon.
+        """
+        watch = kind.name, namespace
+        if not listed:
+            self._going.add(watch)
+        elif self.synced.is_set() and (watch in self._going or self._clock() - self._synced_at > STARTING_SECONDS):
+            self._going.discard(watch)
             self._wanted.set()
 
     async def run(self) -> None:
-        """Read everything again and again, until cancelled."""
-        backoff = FIRST_BACKOFF_SECONDS
+        """Read everything again and again, until cancelled.
+
+        Raises:
+            ApiError: There is no such kind, or no right to it, and never was: waiting would hide that.
+        """
         while True:
-            try:
-                await self.step()
-            except ApiError as error:
-                if not self.synced.is_set() and error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
-                    raise  # no CRD, or no right to it: waiting would hide that
-                _log.warning("Not everything could be read: %s", error)
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
-                continue
-            backoff = FIRST_BACKOFF_SECONDS
+            await self.step()
             await self._pause(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
     async def step(self) -> None:
         """Read everything once, and have every job looked at."""
         self._wanted.clear()
         for kind in WATCHED:
-            await self._read(kind)
+            await self._read_patiently(kind)
         self._store.purge()
-        self._synced_at = self._synced_at or time.monotonic()
+        self._synced_at = self._synced_at or self._clock()
         self.synced.set()
         for key in list(self._store.jobs):
             self._enqueue(key)
 
-    async def _read(self, kind: Kind) -> None:
-        """Read one kind; from the start again if the list expires half-way."""
-        before = dict(self._store.known(kind))
+    async def _read_patiently(self, kind: Kind) -> None:
+        """Read one kind, again and again until it can be read; the kinds before it are not read again for that."""
+        backoff = FIRST_BACKOFF_SECONDS
         while True:
             try:
-                found = await self._list(kind)
-                break
+                return await self._read(kind)
             except ApiError as error:
-                if error.status != HTTPStatus.GONE:
+                if not self.synced.is_set() and error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
                     raise
+                _log.warning("Not everything could be read: %s", error)
+                await asyncio.sleep(max(error.retry_after_seconds, backoff))
+                backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+
+    async def _read(self, kind: Kind) -> None:
+        """Read one kind."""
+        before = dict(self._store.known(kind))
+        found = await self._list(kind)
         for uid, key in before.items():
             if uid not in found:
                 self._store.drop(kind, uid, key)

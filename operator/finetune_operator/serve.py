@@ -74,8 +74,7 @@ class Replica:
     def sink(self, kind: Kind, event: str | None, raw: Raw) -> None:
         """Take an event of a watch."""
         keys = self.store.lose(kind, raw) if event == "DELETED" else self.store.see(kind, raw)
-        if event is None:
-            self.resync.note_relist()
+        self.resync.note_event(kind, raw["metadata"].get("namespace"), listed=event is None)
         for key in keys:
             self.queue.add(key)
 

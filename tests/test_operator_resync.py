@@ -1,0 +1,111 @@
+"""Everything is read again: when a watch had to list anew, and however often a list fails."""
+
+import asyncio
+import logging
+
+import pytest
+
+from finetune_operator import resync
+from finetune_operator.apply import Applier
+from finetune_operator.errors import ApiError
+from finetune_operator.kinds import FINE_TUNE_JOB, JOB, POD, WATCHED
+from finetune_operator.resync import STARTING_SECONDS, Resync
+from finetune_operator.schedule import Key
+from finetune_operator.store import Store
+from operating import job
+from test_operator_schedule import Clock
+
+
+class Lists:
+    """The API server's lists: of FineTuneJobs as they are told, of all else none."""
+
+    def __init__(self, *names, faults=()):
+        self.names, self.faults, self.asked = names, list(faults), []
+
+    async def pages(self, kind, namespace):
+        self.asked.append(kind.name)
+        if kind is FINE_TUNE_JOB:
+            yield [stored(name) for name in self.names]
+            if self.faults:
+                raise ApiError(self.faults.pop(0), "refused")
+
+
+def stored(name):
+    made = job("ns", name)
+    return {**made, "metadata": {**made["metadata"], "uid": name, "resourceVersion": "1", "generation": 1}}
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(clock):
+    return Store(clock.now)
+
+
+def reader(store, lists, clock, enqueue=lambda _key: None):
+    return Resync(store, lists, None, enqueue, clock)
+
+
+def test_what_is_not_listed_any_more_is_gone(store, clock):
+    store.see(FINE_TUNE_JOB, stored("gone"))
+    found = []
+    asyncio.run(reader(store, Lists("there"), clock, found.append).step())
+    assert (list(store.jobs), found) == ([Key("ns", "there")], [Key("ns", "there")])
+
+
+@pytest.mark.parametrize("status", [0, 410, 429, 500], ids=["no answer", "expired", "throttled", "failed"])
+def test_a_list_that_fails_is_read_again_and_the_others_are_not(store, clock, status, monkeypatch, caplog):
+    monkeypatch.setattr(resync, "FIRST_BACKOFF_SECONDS", 0.01)
+    caplog.set_level(logging.ERROR)
+    store.see(FINE_TUNE_JOB, stored("gone"))
+    lists = Lists("there", faults=[status, status])
+    asyncio.run(reader(store, lists, clock).step())
+    kinds = [kind.name for kind in WATCHED]
+    assert lists.asked == [kinds[0], *[FINE_TUNE_JOB.name] * 3, *kinds[2:]]
+    assert list(store.jobs) == [Key("ns", "there")]
+
+
+@pytest.mark.parametrize("status", [403, 404], ids=["no right", "no CRD"])
+def test_at_the_start_a_kind_that_cannot_be_read_is_told(store, clock, status):
+    with pytest.raises(ApiError, match="refused"):
+        asyncio.run(reader(store, Lists(faults=[status]), clock).step())
+
+
+RELISTS = {
+    "a first list": ([(POD, "ns", True), (POD, "ns", True)], 0, False),
+    "a list after a change": ([(POD, "ns", False), (POD, "ns", True)], 0, True),
+    "a list after another watch's change": ([(JOB, "ns", False), (POD, "ns", True)], 0, False),
+    "a list after another namespace's change": ([(POD, "other", False), (POD, "ns", True)], 0, False),
+    "a list long after the start": ([(POD, "ns", True)], STARTING_SECONDS + 1, True),
+    "changes": ([(POD, "ns", False), (POD, "ns", False)], STARTING_SECONDS + 1, False),
+}
+
+
+@pytest.mark.parametrize(("told", "later", "wanted"), RELISTS.values(), ids=RELISTS.keys())
+def test_when_a_watch_lists_anew_everything_is_read_again(store, clock, told, later, wanted):
+    one = reader(store, Lists(), clock)
+    asyncio.run(one.step())
+    clock.seconds += later
+    for kind, namespace, listed in told:
+        one.note_event(kind, namespace, listed=listed)
+    assert one._wanted.is_set() is wanted
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [('finetunejobs.finetune.dev "one" not found', []), ("the server could not find it", [Key("ns", "one")])],
+    ids=["the job is gone", "the kind is not served"],
+)
+def test_a_job_whose_deletion_was_missed_is_dropped_at_its_next_write(store, told, left):
+    class Gone:
+        async def replace(self, *_):
+            raise ApiError(404, told)
+
+    store.see(FINE_TUNE_JOB, stored("one"))
+    key = Key("ns", "one")
+    with pytest.raises(ApiError):
+        asyncio.run(Applier(store, Gone(), ()).write_wire_status(key, store.jobs[key], {}))
+    assert list(store.jobs) == left
