@@ -22,6 +22,7 @@ NAMES = (
     "evaluation_memory",
     "text_classification",
     "time_spent",
+    "operator_scale",
     "gpu_tokens",
 )
 RESULTS = HERE.parent / "build" / "benchmarks.json"

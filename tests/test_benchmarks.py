@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.programs import build_all
+from cluster.running import Shape
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
@@ -23,6 +26,17 @@ FIGURES = {
     },
     "passes": set(),
     "time_spent": set(),
+}
+
+
+SCALE = {
+    "last pod, ours / bare at 3",
+    "operator CPU ms a job at 3",
+    "operator requests a job at 3",
+    "operator peak MiB at 3",
+    "cores with 5 finished jobs",
+    "cores with 10,000, by a straight line",
+    "MiB with 10,000, by a straight line",
 }
 
 
@@ -44,9 +58,18 @@ def run(name, *arguments):
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.usefixtures("data")
 def test_a_benchmark_prints_its_figures(name):
+    assert_figures(name, FIGURES[name])
+
+
+def test_the_operators_benchmark_prints_its_figures():
+    build_all(Shape(simulated_nodes=1).programs())
+    assert_figures("operator_scale", SCALE)
+
+
+def assert_figures(name, expected):
     reports = [json.loads(line) for line in run(name, "--json").splitlines()]
     figures = {figure["name"]: figure["value"] for report in reports for figure in report["figures"]}
-    assert figures.keys() == FIGURES[name]
+    assert figures.keys() == expected
     assert all(math.isfinite(value) for value in figures.values())
     assert all(report["rows"] for report in reports)
 

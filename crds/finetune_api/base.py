@@ -144,6 +144,7 @@ UNIQUE = Unique()
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+DATA_KEY = r"^[-._a-zA-Z0-9]+$"
 SOURCE = r"^(hf://[^/\s]+|pvc://[a-z0-9][-a-z0-9.]*/|file:///)\S*$"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)]

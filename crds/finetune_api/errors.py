@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_api.base import DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE
+from finetune_api.base import DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ FORMATS = {
     DNS_LABEL: _NAME,
     DNS_SUBDOMAIN: _NAME + ", in parts divided by dots",
     QUANTITY: "must be a quantity such as 500m or 16Gi",
+    DATA_KEY: "must be letters, digits, dashes, underscores and dots",
     SOURCE: "must be hf://owner/name, pvc://claim/path or file:///absolute/path",
 }
 """What a pattern asks for, in words."""

@@ -2,9 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
+    DATA_KEY,
     ApiModel,
     ObjectName,
     Quantity,
@@ -121,8 +122,8 @@ class SecretKey(ApiModel):
 
     name: ObjectName
     """The Secret's name."""
-    key: Word
-    """The key in it."""
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DATA_KEY)]
+    """The key in it: letters, digits, dashes, underscores and dots."""
 
 
 class Hub(ApiModel):

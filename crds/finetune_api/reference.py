@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
-from finetune_api.base import API_VERSION, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE, ApiModel
+from finetune_api.base import API_VERSION, DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE, ApiModel
 from finetune_api.errors import FORMATS
 from finetune_api.job import MUTABLE_FIELDS, FineTuneJob
 from finetune_api.outcomes import Cause, ExitCode, cause_of
@@ -29,6 +29,7 @@ _FORMS = {
     DNS_LABEL: "name",
     DNS_SUBDOMAIN: "object name",
     QUANTITY: "quantity",
+    DATA_KEY: "key of a Secret",
     SOURCE: "source",
 }
 """What a string of a pattern is called in the tables."""

@@ -7,6 +7,7 @@ bytes, and nothing is kept of its children.
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from finetune_api.errors import SpecError
 from finetune_api.load import parse_runtime
@@ -107,7 +108,7 @@ class RuntimeRecord:
 
 def record_job(raw: Raw) -> JobRecord:
     """The record of a FineTuneJob."""
-    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    metadata, spec, status = raw["metadata"], _map_of(raw.get("spec")), _map_of(raw.get("status"))
     conditions = status.get("conditions") or []
     finished = any(one.get("type") in _FINISHED and one.get("status") == "True" for one in conditions)
     kept = {name: metadata[name] for name in _METADATA if name in metadata}
@@ -203,6 +204,11 @@ def attempt_of(raw: Raw) -> int:
     """Number of the attempt that an object belongs to; 0 if it does not say."""
     text = (raw["metadata"].get("labels") or {}).get(LABEL_ATTEMPT, "0")
     return int(text) if text.isdecimal() else 0
+
+
+def _map_of(value: Any) -> Raw:
+    """A field of a FineTuneJob that is to be a map; empty if it is something else, which its parsing tells."""
+    return value if isinstance(value, dict) else {}
 
 
 def _created(raw: Raw) -> datetime:

@@ -1,0 +1,240 @@
+"""What jobs of two workers cost, applied all at once, beside as many bare Indexed Jobs with the very same pods.
+
+Both sides run on a cluster of their own, one after the other: etcd in memory, scheduler, controllers with raised client
+limits, and kwok's nodes. "To the last pod" is from the first request to the moment a watch tells of the last pod; "a
+job's pods" from the request that made the job to its last pod. Requests are those that the API server counts over all
+clients (kwok and scheduler too, on both sides) until there are no more. CPU and requests of the operator are those of
+its process from the first request until every job has its pods and says so in its status. Its progress requests find
+nobody: kwok's pods have no address that answers.
+
+python benchmarks/operator_scale.py                   100, 300 and 1,000 jobs, and 2,000 finished ones
+python benchmarks/operator_scale.py 5000 --idle 0     5,000 jobs alone
+"""
+
+import asyncio
+import contextlib
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.load import parse_job, parse_runtime
+from finetune_operator.build.job import build_job
+from finetune_operator.resolve import resolve
+from finetune_operator.resolved import Resolved
+from measure import Report, arguments, note
+from scale_cluster import (
+    NAMESPACE,
+    RUNTIME,
+    WRITES,
+    Client,
+    Cluster,
+    Operator,
+    client_of,
+    cpu_seconds,
+    in_parallel,
+    new_cluster,
+    running_operator,
+)
+
+WORKERS = 2
+JOBS = f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
+BARE = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+QUIET_SECONDS = 3.0
+"""Without a write for so long, a cluster has come to rest."""
+AFTERWARDS_SECONDS = 12.0
+"""Likewise, after jobs were made: the operator looks at each again after 10 s."""
+IDLE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one side cost."""
+
+    last_pod: float
+    """Seconds to the last pod."""
+    waits: list[float]
+    """Seconds of each job to its last pod."""
+    requests: Counter[str]
+    api_cpu: float
+    """CPU seconds of the API server."""
+    operator: "Usage | None" = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the operator used."""
+
+    requests: Counter[str]
+    cpu: float
+    mib: float
+
+
+def fine_tune_job(name: str) -> dict[str, Any]:
+    """A job of two workers."""
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "task": "text-classification",
+            "model": {"source": "hf://owner/model"},
+            "data": {"source": "hf://owner/data"},
+            "distributed": {"workers": WORKERS, "resources": {"cpu": "1", "memory": "1Gi"}},
+        },
+    }
+
+
+def bare_job(name: str) -> dict[str, Any]:
+    """The Indexed Job of that job's first attempt, which nobody owns."""
+    resolved = resolve(parse_job(fine_tune_job(name)), parse_runtime(RUNTIME), {})
+    assert isinstance(resolved, Resolved)
+    return build_job(resolved, 1)
+
+
+async def applied(client: Client, path: str, manifests: dict[str, dict[str, Any]]) -> tuple[float, list[float]]:
+    """Make all of these (name → manifest); seconds to the last pod, and of each job to its last one."""
+    sent, waits, left = {}, [], Counter(dict.fromkeys(manifests, WORKERS))
+    watching = client.watch_pods()
+    began = time.perf_counter()
+
+    async def make(name: str) -> None:
+        sent[name] = time.perf_counter()
+        await client.create(path, manifests[name])
+
+    making = asyncio.create_task(in_parallel([make(name) for name in manifests]))
+    async with contextlib.aclosing(watching):
+        async for name in watching:
+            left[name] -= 1
+            if not left[name]:
+                waits.append(time.perf_counter() - sent[name])
+            if len(waits) == len(manifests):
+                break
+    await making
+    return time.perf_counter() - began, waits
+
+
+async def settled(client: Client, quiet_seconds: float) -> Counter[str]:
+    """The requests that the API server has answered, once nobody has written for so long."""
+    writes, quiet_since = -1, time.monotonic()
+    while True:
+        counts = await client.requests()
+        total = sum(counts[verb] for verb in WRITES)
+        if total != writes:
+            writes, quiet_since = total, time.monotonic()
+        elif time.monotonic() - quiet_since > quiet_seconds:
+            return counts
+        await asyncio.sleep(0.5)
+
+
+async def measured(cluster: Cluster, count: int, operator: Operator | None) -> Outcome:
+    """One side: bare Jobs, or with an operator FineTuneJobs."""
+    names = [f"job-{number:05}" for number in range(count)]
+    path, build = (JOBS, fine_tune_job) if operator else (BARE, bare_job)
+    api, used = cluster.keeper.pids()["kube-apiserver"], None
+    async with client_of(cluster) as client:
+        before, api_before = await settled(client, QUIET_SECONDS), cpu_seconds(api)
+        own, cpu = (operator.requests(), operator.cpu_seconds()) if operator else (Counter[str](), 0.0)
+        last_pod, waits = await applied(client, path, {name: build(name) for name in names})
+        if operator:
+            while operator.jobs("Starting") < count:  # noqa: ASYNC110 - nobody tells; its metrics do when asked
+                await asyncio.sleep(0.2)
+            spent = operator.cpu_seconds() - cpu
+            used = Usage(operator.requests() - own, spent, operator.memory_mib("VmHWM"))
+        after = await settled(client, AFTERWARDS_SECONDS)
+    return Outcome(last_pod, waits, after - before, cpu_seconds(api) - api_before, used)
+
+
+def both_sides(count: int, profile: Path | None) -> dict[str, Outcome]:
+    """Bare Jobs, then FineTuneJobs, each in a cluster of its own."""
+    with new_cluster(count * WORKERS) as cluster:
+        bare = asyncio.run(measured(cluster, count, None))
+        note(f"  {count} bare Jobs: {bare.last_pod:.1f} s")
+    with new_cluster(count * WORKERS) as cluster, running_operator(cluster, profile) as operator:
+        ours = asyncio.run(measured(cluster, count, operator))
+        note(f"  {count} FineTuneJobs: {ours.last_pod:.1f} s")
+    return {"bare Jobs": bare, "FineTuneJobs": ours}
+
+
+def compared(count: int, sides: dict[str, Outcome]) -> Report:
+    """The table of one number of jobs."""
+    columns = ("side", "last pod s", "p50 s", "p99 s", "requests a job", "by verb", "API server ms a job")
+    report = Report(f"{count:,} jobs x {WORKERS} workers applied at once", columns)
+    for side, outcome in sides.items():
+        total = sum(outcome.requests.values())
+        report.add(side, outcome.last_pod, statistics.median(outcome.waits), percentile(outcome.waits, 99),
+                   total / count, by_verb(outcome.requests, count), 1000 * outcome.api_cpu / count)  # fmt: skip
+    bare, ours = sides.values()
+    assert ours.operator
+    report.figure(f"last pod, ours / bare at {count}", ours.last_pod / bare.last_pod, at_most=2.0)
+    report.figure(f"operator CPU ms a job at {count}", 1000 * ours.operator.cpu / count, at_most=5.0)
+    report.figure(f"operator requests a job at {count}", sum(ours.operator.requests.values()) / count)
+    report.figure(f"operator peak MiB at {count}", ours.operator.mib)
+    return report
+
+
+def idle(count: int, seconds: float) -> Report:
+    """The operator with so many finished jobs and nothing to do, beside one with none."""
+    report = Report(f"Nothing to do, for {seconds:.0f} s", ("finished jobs", "cores", "MiB"))
+    rows = []
+    with new_cluster(0) as cluster:
+        for present in (0, count):
+            asyncio.run(finish_jobs(cluster, present))
+            with running_operator(cluster) as operator:
+                time.sleep(5)
+                before, began = operator.cpu_seconds(), time.monotonic()
+                time.sleep(seconds)
+                cores = (operator.cpu_seconds() - before) / (time.monotonic() - began)
+                rows.append((present, cores, operator.memory_mib()))
+                report.add(*rows[-1])
+    (_, cores, mib), (_, cores_more, mib_more) = rows
+    report.figure(f"cores with {count} finished jobs", cores_more, at_most=0.05)
+    far = 10_000 / count
+    report.figure("cores with 10,000, by a straight line", cores + max(0, cores_more - cores) * far, at_most=0.05)
+    report.figure("MiB with 10,000, by a straight line", mib + (mib_more - mib) * far, at_most=300)
+    return report
+
+
+async def finish_jobs(cluster: Cluster, count: int) -> None:
+    """Make so many jobs that have succeeded."""
+    done = {"type": "Succeeded", "status": "True", "reason": "Completed", "message": ""}
+    now = "2026-01-01T00:00:00Z"
+    status = {"phase": "Succeeded", "completionTime": now, "conditions": [{**done, "lastTransitionTime": now}]}
+
+    async def one(client: Client, name: str) -> None:
+        made = await client.create(JOBS, fine_tune_job(name))
+        await client.replace(f"{JOBS}/{name}/status", {**made, "status": status})
+
+    async with client_of(cluster) as client:
+        await in_parallel([one(client, f"done-{number:05}") for number in range(count)])
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """The smallest value that so many per cent of all do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
+
+
+def by_verb(requests: Counter[str], count: int) -> str:
+    """Requests a job by verb, in words."""
+    return ", ".join(f"{verb} {total / count:.1f}" for verb, total in requests.most_common() if total / count >= 0.05)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = arguments(__doc__)
+    parser.add_argument("counts", nargs="*", type=int, help="numbers of jobs (default: 100 300 1000)")
+    parser.add_argument("--idle", type=int, default=2000, help="finished jobs of the idle operator (0: do not measure)")
+    parser.add_argument("--profile", type=Path, help="write the operator's profile (cProfile) here; it slows it down")
+    options = parser.parse_args()
+    for count in options.counts or ([3] if options.quick else [100, 300, 1000]):
+        compared(count, both_sides(count, options.profile)).print(as_json=options.json)
+    if options.idle:
+        idle(*((5, 1.0) if options.quick else (options.idle, IDLE_SECONDS))).print(as_json=options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
