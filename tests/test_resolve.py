@@ -185,6 +185,34 @@ REFUSALS = {
         FORBIDDEN,
         "spec.distributed.resources.gpus: must be ≤ 0 in FineTuneRuntime default, got 1",
     ),
+    "a large claim": (
+        {"checkpoint": {"volume": {"size": "1Ti"}}},
+        {"ceilings": {"volumeSize": "500Gi"}},
+        {},
+        FORBIDDEN,
+        "spec.checkpoint.volume.size: must be ≤ 500Gi in FineTuneRuntime default, got 1Ti",
+    ),
+    "the cluster's own priority": (
+        {"priorityClass": "system-cluster-critical"},
+        {},
+        {},
+        FORBIDDEN,
+        "spec.priorityClass: must be none of the cluster's own in FineTuneRuntime default, got system-cluster-critical",
+    ),
+    "a priority of others": (
+        {"priorityClass": "urgent"},
+        {"ceilings": {"priorityClasses": ["low", "normal"]}},
+        {},
+        FORBIDDEN,
+        "spec.priorityClass: must be one of low, normal in FineTuneRuntime default, got urgent",
+    ),
+    "any priority": (
+        {"priorityClass": "low"},
+        {"ceilings": {"priorityClasses": []}},
+        {},
+        FORBIDDEN,
+        "spec.priorityClass: must be unset in FineTuneRuntime default, got low",
+    ),
     "remote code": (
         {"model": {"source": "hf://a/b", "trustRemoteCode": True}},
         {},
@@ -287,6 +315,18 @@ def test_a_runtime_that_is_not_there():
 
 ALLOWED = {
     "at the ceiling of workers": ({"distributed": {"workers": 4}}, {"ceilings": {"workers": 4}}, {}),
+    "a claim at the ceiling": (
+        {"checkpoint": {"volume": {"size": "0.5Ti"}}},
+        {"ceilings": {"volumeSize": "512Gi"}},
+        {},
+    ),
+    "the runtime's own claim": ({}, {"volume": {"size": "2Ti"}, "ceilings": {"volumeSize": "1Ti"}}, {}),
+    "a priority": ({"priorityClass": "urgent"}, {}, {}),
+    "a priority that is listed": (
+        {"priorityClass": "system-node-critical"},
+        {"ceilings": {"priorityClasses": ["system-node-critical"]}},
+        {},
+    ),
     "remote code with consent": (
         {"model": {"source": "hf://a/b", "trustRemoteCode": True}},
         {"allowTrustRemoteCode": True},

@@ -232,6 +232,10 @@ TOO_MUCH = {
         {"model": {"source": "hf://a/b", "trustRemoteCode": True}},
         "spec.model.trustRemoteCode: must be false",
     ),
+    "the cluster's own priority": (
+        {"priorityClass": "system-cluster-critical"},
+        "spec.priorityClass: must be none of the cluster's own",
+    ),
     "a runtime that is not there": ({"runtime": "root"}, "spec.runtime: there is no FineTuneRuntime root"),
 }
 

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from finetune_api.base import (
     API_VERSION,
+    UNIQUE,
     ApiModel,
     Name,
     ObjectName,
@@ -63,6 +64,10 @@ class Ceilings(ApiModel):
     """Workers of a job. Unset: 1,024."""
     resources: Resources | None = None
     """CPU, memory and GPUs of a worker. Unset, each of them: no limit but the cluster's."""
+    volume_size: Quantity | None = None
+    """Size of the claim that is made for a job. Unset: no limit but the cluster's."""
+    priority_classes: Annotated[tuple[ObjectName, ...], Field(max_length=64), UNIQUE] | None = None
+    """PriorityClasses that a job may name. Unset: all but the cluster's own, whose names begin with `system-`."""
 
 
 class NamespaceRule(ApiModel):

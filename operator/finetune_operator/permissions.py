@@ -31,6 +31,8 @@ class Request:
         return f"FineTuneRuntime {self.runtime.metadata.name}"
 
 
+_CLUSTERS_OWN = "system-"
+"""How the names of Kubernetes' own PriorityClasses begin; no other may be called so."""
 Check = Callable[[Request], Iterator[Fault]]
 """What is wrong with a request; nothing if it is all right."""
 
@@ -72,6 +74,26 @@ def resources_are_within_ceiling(request: Request) -> Iterator[Fault]:
             yield _too_much(f"resources.{name}", ceiling, amount, request)
     if most.gpus is not None and (asked.gpus or 0) > most.gpus:
         yield _too_much("resources.gpus", most.gpus, asked.gpus, request)
+
+
+def volume_is_within_ceiling(request: Request) -> Iterator[Fault]:
+    """``ceilings.volumeSize``, of a claim that the job asks for itself."""
+    asked, most = request.resolved.volume, request.runtime.spec.ceilings.volume_size
+    if asked == request.runtime.spec.volume or asked.size is None or most is None:
+        return
+    if parse_quantity(asked.size) > parse_quantity(most):
+        yield Fault("spec.checkpoint.volume.size", f"must be ≤ {most} in {request.runtime_name}, got {asked.size}")
+
+
+def priority_is_allowed(request: Request) -> Iterator[Fault]:
+    """``ceilings.priorityClasses``: a priority that evicts others is not a tenant's to take."""
+    asked, allowed = request.resolved.spec.priority_class, request.runtime.spec.ceilings.priority_classes
+    if asked is None or (allowed is None and not asked.startswith(_CLUSTERS_OWN)) or asked in (allowed or ()):
+        return
+    rule = (
+        f"one of {', '.join(allowed)}" if allowed else "unset" if allowed is not None else "none of the cluster's own"
+    )
+    yield Fault("spec.priorityClass", f"must be {rule} in {request.runtime_name}, got {asked}")
 
 
 def workers_can_meet(request: Request) -> Iterator[Fault]:
@@ -124,6 +146,8 @@ PERMISSIONS: tuple[Check, ...] = (
     remote_code_has_consent,
     workers_are_within_ceiling,
     resources_are_within_ceiling,
+    volume_is_within_ceiling,
+    priority_is_allowed,
     workers_can_meet,
 )
 """What the runtime does not allow."""

@@ -30,8 +30,8 @@ class PassCost:
 
 
 CPU_COST = PassCost(overhead_tokens=64, most_tokens=1024)
-"""Activations of about 1,000 tokens stay in the caches. MiniLM, one thread: 32 texts of 80 tokens take 1.26 times as
-long in one pass as in four, and 16 passes 0.05 s longer each than four (`benchmarks/passes.py`)."""
+"""Measured with MiniLM on one thread (`benchmarks/passes.py`): a step of 2,560 tokens takes as long in one pass as in two
+or four, for smaller activations stay in the caches; in 8 passes 1.1 times as long, in 16 passes 1.4 times."""
 GPU_COST = PassCost(overhead_tokens=4096)
 """A GPU wants work: starting the kernels of a pass takes as long as some thousand tokens."""
 
