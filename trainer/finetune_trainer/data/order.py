@@ -20,9 +20,9 @@ POOL_BATCHES = 8
 """Batches' worth of samples that are sorted together: more is less padding, fewer is more variety in a batch.
 
 Variety is worth more: texts of one length are often variants of each other. With MiniLM on 5,000 of Debian's package
-descriptions (one seed), pools of 128 and of 50 batches gave 54.8 % and 54.3 % on the test set, pools of 8 gave 63.9 %. Over
-three seeds pools of 8 gave 66.6 %, batches at random in HF Trainer 67.0 %, with a spread of 14 points between seeds
-(`benchmarks/text_classification.py accuracy --samples 5000`). Most of the padding that is left is cut away by passes.py.
+descriptions (one seed), pools of 128 and of 50 batches gave 54.8 % and 54.3 % on the test set, pools of 8 gave 63.9 %.
+Over three seeds pools of 8 gave 66.6 %, batches at random in HF Trainer 67.0 %, the seeds being 14 points apart
+(`benchmarks/text_classification.py accuracy --samples 5000`). Most of the padding that is left, passes.py cuts away.
 """
 
 

@@ -30,8 +30,8 @@ class PassCost:
 
 
 CPU_COST = PassCost(overhead_tokens=64, most_tokens=1024)
-"""Measured with MiniLM on one thread (`benchmarks/passes.py`): a step of 2,560 tokens takes as long in one pass as in two
-or four, for smaller activations stay in the caches; in 8 passes 1.1 times as long, in 16 passes 1.4 times."""
+"""Measured with MiniLM on one thread (`benchmarks/passes.py`): a step of 2,560 tokens takes as long in one pass as in
+two or four, for smaller activations stay in the caches; in 8 passes 1.1 times as long, in 16 passes 1.4 times."""
 GPU_COST = PassCost(overhead_tokens=4096)
 """A GPU wants work: starting the kernels of a pass takes as long as some thousand tokens."""
 
