@@ -187,7 +187,9 @@ def parsers():
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     named = {words[1] for _, words in COMMANDS if words[0] == "make"}
-    named |= {target for page in PAGES for target in re.findall(r"`make ([a-z0-9-]+)", page.read_text(encoding="utf-8"))}
+    named |= {
+        target for page in PAGES for target in re.findall(r"`make ([a-z0-9-]+)", page.read_text(encoding="utf-8"))
+    }
     assert named
     assert named <= targets
 
