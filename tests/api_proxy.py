@@ -7,6 +7,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -162,8 +163,9 @@ class ApiProxy:
 
     async def _end_watches(self, last: bytes | None) -> None:
         for watch, transport in list(self._watches.items()):
-            if last is not None:
-                await watch.write(last)
+            with suppress(ConnectionError):  # it has just ended of itself
+                if last is not None:
+                    await watch.write(last)
             transport.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:

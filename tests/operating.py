@@ -4,12 +4,13 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +25,8 @@ RUNTIME = {
     "metadata": {"name": "default"},
     "spec": {"image": "trainer:1", "volume": {"claimName": "runs"}},
 }
-_ports = itertools.count(20_000 + os.getpid() % 10_000 * 2)
+_ports = itertools.count(10_000 + os.getpid() % 10_000 * 2)
+"""Below those that the kernel gives to connections, which begin at 32,768."""
 _addresses = itertools.count(2)
 
 
@@ -53,11 +55,19 @@ def until(look, seconds=30.0, what=""):
     raise AssertionError(f"not within {seconds} s: {what or look}; last {last!r}")
 
 
+def free_port() -> int:
+    """A port of loopback that nobody has; given out once."""
+    for port in _ports:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError
+
+
 class Operator:
     """One replica."""
 
     def __init__(self, cluster, log: Path, *flags: str):
-        self.metrics_port, self.health_port = next(_ports), next(_ports)
+        self.metrics_port, self.health_port = free_port(), free_port()
         self.log = log
         environment = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
         command = [sys.executable, "-m", "finetune_operator", "--verbose", "--bind-address=127.0.0.1", *flags]
@@ -117,6 +127,7 @@ class Stage:
         for operator in self.operators:
             if operator.process.poll() is None:
                 operator.kill()
+            print(operator.log.read_text()[-3000:])  # shown where the test fails
 
     # the cluster
 

@@ -6,6 +6,7 @@ Handlers of creation, deletion and time would write annotations, add finalizers 
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
@@ -53,7 +54,18 @@ class _NoDiffs(kopf.DiffBaseStorage):
         """Nothing is kept."""
 
 
-def build_registry(sink: Sink, configuration: Configuration) -> kopf.OperatorRegistry:
+@dataclass(frozen=True)
+class Course:
+    """How far kopf has come."""
+
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """It has set itself up."""
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    """It ends, for a watch cannot go on. Nothing is watched from now on, and it may never come to its end: a watch that
+    it cancels while its request is under way can swallow that (1.45, ``api.stream``), and is waited for."""
+
+
+def build_registry(sink: Sink, configuration: Configuration, course: Course) -> kopf.OperatorRegistry:
     """One handler a kind, all of which call ``sink``; and the credentials of ``configuration``."""
     registry = kopf.OperatorRegistry()
     for kind in WATCHED:
@@ -62,6 +74,10 @@ def build_registry(sink: Sink, configuration: Configuration) -> kopf.OperatorReg
     @kopf.on.login(registry=registry)
     async def login(**_options: Any) -> kopf.ConnectionInfo:
         return await _connection(configuration)
+
+    @kopf.on.cleanup(registry=registry)
+    async def clean_up(**_options: Any) -> None:
+        course.ending.set()
 
     return registry
 
@@ -85,19 +101,17 @@ def build_settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def watch(
-    sink: Sink, configuration: Configuration, namespaces: tuple[str, ...] | None, ready: asyncio.Event
-) -> None:
-    """Watch until cancelled; ``ready`` is set once kopf has set itself up.
+async def watch(sink: Sink, configuration: Configuration, namespaces: tuple[str, ...] | None, course: Course) -> None:
+    """Watch until cancelled.
 
     Raises:
         Exception: A watch cannot go on; a new process is the cure.
     """
     await kopf.operator(
-        registry=build_registry(sink, configuration),
+        registry=build_registry(sink, configuration, course),
         settings=build_settings(),
         memories=_NoMemories(),
-        ready_flag=ready,
+        ready_flag=course.ready,
         standalone=True,
         clusterwide=namespaces is None,
         namespaces=namespaces or (),

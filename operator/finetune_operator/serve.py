@@ -7,8 +7,10 @@ watch or a task of its own cannot go on (exit code 1: the pod is started again),
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from finetune_operator.bucket import TokenBucket
 from finetune_operator.election import Elector
 from finetune_operator.errors import ApiError, NotLeading
 from finetune_operator.events import BURST, RATE, EventPoster
-from finetune_operator.handlers import watch
+from finetune_operator.handlers import Course, watch
 from finetune_operator.health import BEAT_SECONDS, STUCK_SECONDS, Heart, serve_health
 from finetune_operator.kinds import Kind
 from finetune_operator.metrics import Metrics
@@ -46,6 +48,8 @@ PULLS_A_SECOND = 50.0
 PROGRESS_WRITES_A_SECOND = 20.0
 STOP_SECONDS = 8.0
 """What is under way when asked to end gets so long."""
+END_SECONDS = 2.0
+"""kopf gets so long to end once the lease is released."""
 _log = logging.getLogger(__name__)
 
 
@@ -187,18 +191,20 @@ async def _run(replica: Replica, configuration: Configuration, stop: asyncio.Eve
         loops.append(replica.elector.run())
     tasks = [*workers, *(asyncio.create_task(loop) for loop in loops)]
     # Last: kopf takes every task that begins after it for one of its own, and ends it when it ends.
-    ended, ready = asyncio.create_task(stop.wait()), asyncio.Event()
-    handling = asyncio.create_task(_handle_signals(stop, ready))
-    watching = asyncio.create_task(watch(replica.sink, configuration, replica.settings.namespaces, ready), name="kopf")
+    course, ended = Course(), asyncio.create_task(stop.wait())
+    handling = asyncio.create_task(_handle_signals(stop, course.ready))
+    blind = asyncio.create_task(_await_ending(course))
+    watching = asyncio.create_task(watch(replica.sink, configuration, replica.settings.namespaces, course), name="kopf")
     try:
-        done, _ = await asyncio.wait([*tasks, watching, ended], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([*tasks, watching, blind, ended], return_when=asyncio.FIRST_COMPLETED)
         replica.stopping = True
         await _finish(replica)
         if ended not in done:
             await _raise_from(done, watching)
     finally:
-        await _cancel([*tasks, ended, handling])
+        await _cancel([*tasks, blind, handling])
         await replica.elector.release()
+        _end_soon(0 if ended.done() else 1)
         await _cancel([watching])
 
 
@@ -210,6 +216,19 @@ async def _handle_signals(stop: asyncio.Event, ready: asyncio.Event) -> None:
     await ready.wait()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+
+def _end_soon(code: int) -> None:
+    """End the process with this code unless it ends of itself: what swallows its cancellation is not waited for."""
+    deadline = threading.Timer(END_SECONDS, os._exit, (code,))
+    deadline.daemon = True
+    deadline.start()
+
+
+async def _await_ending(course: Course) -> None:
+    """Raise once kopf ends."""
+    await course.ending.wait()
+    raise RuntimeError("a watch cannot go on, for the reason that kopf has told")
 
 
 async def _raise_from(done: set[asyncio.Task[Any]], watching: asyncio.Task[None]) -> None:
