@@ -1,6 +1,7 @@
 """What tests of the trainer share."""
 
 import os
+import signal
 import sys
 
 import hypothesis
@@ -11,6 +12,11 @@ pytest_plugins = ("cluster.fixtures",)
 hypothesis.settings.register_profile("busy", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("busy")
 """An example may take longer than 200 ms where the machine is busy."""
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
