@@ -52,7 +52,7 @@ def until(look, seconds=30.0, what=""):
         if last:
             return last
         time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what or look}; last {last!r}")
+    raise AssertionError(f"not within {seconds} s: {(what() if callable(what) else what) or look}; last {last!r}")
 
 
 def free_port() -> int:
