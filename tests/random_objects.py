@@ -9,7 +9,7 @@ from random import Random
 
 from pydantic import ValidationError
 
-from finetune_api.base import DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE
+from finetune_api.base import DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE, WEB_ADDRESS
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.schema import json_schema, models_in
@@ -118,6 +118,7 @@ FORMS = {
         "pvc://a-/b",
         "file:///a/$(b)",
     ],
+    WEB_ADDRESS: lambda rng, most: ["http://a", f"https://{_label(rng, 30)}:5000/$(b)"],
     VARIABLE: lambda rng, most: ["A", "NCCL_DEBUG", "HF_TOKEN", "MASTER_ADDR", f"_{_label(rng, 5)}".replace("-", "")],
 }
 """Strings of each pattern."""
@@ -130,6 +131,8 @@ def _label(rng, most):
 
 def _integer(schema, rng):
     least, most = schema.get("minimum", 0), schema.get("maximum", FAR)
+    if "pattern" in schema and rng.random() < 0.5:
+        return schema["pattern"].strip("^$")
     return rng.choice((least, most, rng.randint(least, most), rng.randint(least, min(most, least + 4))))
 
 
@@ -159,6 +162,16 @@ WRONG_RULES = (
     ("spec.checkpoint.volume", {"claimName": "a", "size": None, "storageClassName": "b"}, ".storageClassName"),
     ("spec.distributed", {"processesPerWorker": 2, "resources": {"gpus": 1}}, ".processesPerWorker"),
     ("spec", {"task": "causal-lm", "data": {"source": "hf://a/b", "multiLabel": True}}, ".data.multiLabel"),
+    (
+        "spec",
+        {"task": "causal-lm", "data": {"source": "hf://a/b", "augmentation": {"text": {"swap": 1}}}},
+        ".data.augmentation.text",
+    ),
+    (
+        "spec",
+        {"task": "causal-lm", "data": {"source": "hf://a/b", "augmentation": {"image": {"mixup": 1}}}},
+        ".data.augmentation.image",
+    ),
 )
 
 

@@ -58,7 +58,8 @@ VALUES = {
         [
             (
                 "spec.task: must be one of 'text-classification', 'text-regression', 'causal-lm', "
-                "'image-classification', got 'text-clasification'; did you mean text-classification?"
+                "'image-classification', 'image-text-matching', 'object-detection', 'image-captioning', "
+                "got 'text-clasification'; did you mean text-classification?"
             )
         ],
     ),
@@ -100,9 +101,9 @@ VALUES = {
         {"data": {"source": "hf://a/b", "labels": ["a", 1]}},
         ["spec.data.labels[1]: must be a string, got 1"],
     ),
-    "too few items": (
+    "too few for the task": (
         {"data": {"source": "hf://a/b", "labels": ["a"]}},
-        ["spec.data.labels: must have at least 2 items, got ['a']"],
+        ["spec.data.labels: must name two classes at least"],
     ),
     "a missing field": ({"data": {}}, ["spec.data.source: is required and missing"]),
     "a rule about the object": (
@@ -176,7 +177,7 @@ UNKNOWN = {
     ),
     "nothing like it": (
         {"tracking": {"zzz": 1}},
-        "spec.tracking.zzz: is not a field; allowed are tensorboard, wandb",
+        "spec.tracking.zzz: is not a field; allowed are mlflow, tensorboard, wandb",
     ),
 }
 
@@ -365,6 +366,7 @@ CHANGED: dict[str, Any] = {
     "recovery": {"stallTimeoutSeconds": 5},
     "tracking": {"tensorboard": True},
     "suspend": True,
+    "stop": True,
     "queue": "q",
     "priorityClass": "p",
     "activeDeadlineSeconds": 1,

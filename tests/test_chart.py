@@ -48,6 +48,7 @@ def test_what_is_installed():
         "ClusterRole/finetune-operator-view",
         "ClusterRole/finetune-system:finetune-operator",
         "ClusterRoleBinding/finetune-system:finetune-operator",
+        "CustomResourceDefinition/finetuneexperiments.finetune.dev",
         "CustomResourceDefinition/finetunejobs.finetune.dev",
         "CustomResourceDefinition/finetuneruntimes.finetune.dev",
         "Deployment/finetune-operator",

@@ -102,9 +102,11 @@ KEYWORDS = {
     "additionalProperties",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
+    "x-kubernetes-int-or-string",
     "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-validations",
 }
+ANY_JSON = {"x-kubernetes-preserve-unknown-fields": True}
 OBJECTS = {"properties", "additionalProperties", "x-kubernetes-preserve-unknown-fields"}
 SCALARS = ("string", "integer", "number", "boolean")
 
@@ -116,8 +118,7 @@ def unstructural(schema) -> list[str]:
 
 def _node_faults(path, node):
     yield from (f"unknown keyword {name}" for name in node.keys() - KEYWORDS)
-    if node.get("type") not in (*SCALARS, "object", "array"):
-        yield f"type {node.get('type')}"
+    yield from _type_faults(node)
     if "properties" in node and "additionalProperties" in node:
         yield "both properties and additionalProperties"
     if isinstance(node.get("additionalProperties", {}), bool):
@@ -133,6 +134,14 @@ def _node_faults(path, node):
         yield "restricts more of the metadata than the name"
     yield from _list_faults(node)
     yield from _default_faults(node)
+
+
+def _type_faults(node):
+    if node.get("x-kubernetes-int-or-string"):
+        if "type" in node:
+            yield "an integer or string with a type"
+    elif node != ANY_JSON and node.get("type") not in (*SCALARS, "object", "array"):
+        yield f"type {node.get('type')}"
 
 
 def _default_faults(node):
@@ -234,7 +243,7 @@ def test_every_string_list_and_map_is_bounded(kind):
 
 
 def _is_bounded(node) -> bool:
-    match node["type"]:
+    match node.get("type"):
         case "string":
             return "maxLength" in node or "enum" in node or node.get("format") == "date-time"
         case "array":
@@ -263,6 +272,13 @@ FIELDS = {
     ".spec.strategy.lora": {"absent": ("default",), "type": "object"},
     ".spec.strategy.learningRate": {"default": {"value": 2e-05}},
     ".spec.training.warmup": {"default": {"ratio": 0.06}},
+    ".spec.training.batchSize": {
+        "absent": ("type",),
+        "x-kubernetes-int-or-string": True,
+        "minimum": 1,
+        "maximum": 1_048_576,
+        "pattern": "^auto$",
+    },
     ".spec.data.split.train": {"default": 7, "minimum": 0, "exclusiveMinimum": True, "type": "number"},
     ".spec.model.config": {"x-kubernetes-preserve-unknown-fields": True, "maxProperties": 64},
     ".spec.model.revision": {"absent": ("default", "nullable"), "type": "string"},
@@ -338,11 +354,12 @@ BEYOND = {
     "an open bound": ("spec.strategy.learningRate.value", 0),
     "a fraction": ("spec.training.seed", 1.5),
     "a minimum": ("spec.training.batchSize", 0),
+    "a word instead of a number": ("spec.training.batchSize", "big"),
     "a maximum": ("spec.distributed.workers", 1025),
     "a word": ("spec.task", "sorting"),
     "a type": ("spec.suspend", "yes"),
     "a pattern": ("spec.data.source", "s3://x"),
-    "a list's length": ("spec.data.labels", ["a"]),
+    "a list's length": ("spec.data.labels", []),
     "a map's size": ("spec.model.config", {str(number): 1 for number in range(65)}),
     "a required field": ("spec.data", {}),
 }

@@ -126,6 +126,7 @@ def test_random_jobs_on_a_cluster(stage, post):
     rng, asked = Random(4), {}
     for number in range(SAMPLE):
         spec = {"runtime": "missing" if number % 8 == 0 else "default", "suspend": number % 5 == 1}
+        spec["stop"] = False  # one that is ended before it began is never started
         document = random_object(FineTuneJob, rng, stage.namespace, **spec)
         document["metadata"]["name"] = name = f"random-{number}"
         document["spec"].setdefault("distributed", {})["workers"] = 1 + number % 3

@@ -56,8 +56,36 @@ def verdicts(rule: Rule, model: type[ApiModel], wire: dict[str, Any]) -> tuple[b
 
 
 SOURCE = "hf://a/b"
+ANSWERS = {"prompt": "a", "completion": "b"}
 DATA: dict[str, Any] = {"source": SOURCE}
 JOB: dict[str, Any] = {"task": "text-classification", "model": {"source": SOURCE}, "data": DATA}
+MODELS_OF_TWO = {"forward": SOURCE, "backward": SOURCE}
+
+
+MULTI_LABEL = JOB | {"data": DATA | {"multiLabel": True}}
+AUGMENTED: dict[str, Any] = {"data": DATA | {"augmentation": {"text": {"swap": 1}}}}
+
+
+def losing(task: str, **loss: Any) -> dict[str, Any]:
+    """A job's spec with ``spec.training.loss``."""
+    return JOB | {"task": task, "training": {"loss": loss}}
+
+
+def taught(task: str, **more: Any) -> dict[str, Any]:
+    """A job's spec with a teacher."""
+    return JOB | {"task": task, "strategy": {"distillation": {"teacher": SOURCE, **more}}}
+
+
+def augmented(task: str, augmentation: dict[str, Any]) -> dict[str, Any]:
+    """A job's spec with ``spec.data.augmentation``."""
+    return JOB | {"task": task, "data": DATA | {"augmentation": augmentation}}
+
+
+def noisy(task: str, noise: dict[str, Any], **data: Any) -> dict[str, Any]:
+    """A job's spec with ``spec.data.cleaning.labelNoise``."""
+    return JOB | {"task": task, "data": DATA | {"cleaning": {"labelNoise": noise}} | data}
+
+
 # model, field and start of the message → objects that keep the rule, objects that break it
 TABLE: dict[tuple[str, str, str], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     ("ModelSpec", "", "must have source, or config"): (
@@ -103,8 +131,12 @@ TABLE: dict[tuple[str, str, str], tuple[list[dict[str, Any]], list[dict[str, Any
         [{}, {"epochs": 1}, {"maxSteps": 1}],
         [{"epochs": 1, "maxSteps": 1}],
     ),
+    ("Training", "effectiveBatchSize", "goes with batchSize: auto only"): (
+        [{"batchSize": "auto"}, {"batchSize": "auto", "effectiveBatchSize": 8}],
+        [{"effectiveBatchSize": 8}, {"batchSize": 8, "effectiveBatchSize": 8}],
+    ),
     ("Training", "", "must have at most one of batchSize"): (
-        [{}, {"batchSize": 1}, {"tokensPerBatch": 16}],
+        [{}, {"batchSize": 1}, {"batchSize": "auto"}, {"tokensPerBatch": 16}],
         [{"batchSize": 1, "tokensPerBatch": 16}],
     ),
     ("Volume", "", "must have exactly one"): (
@@ -131,6 +163,100 @@ TABLE: dict[tuple[str, str, str], tuple[list[dict[str, Any]], list[dict[str, Any
     ("JobSpec", "training.tokensPerBatch", "counts text"): (
         [JOB | {"training": {"tokensPerBatch": 16}}, JOB | {"task": "image-classification"}],
         [JOB | {"task": "image-classification", "training": {"tokensPerBatch": 16}}],
+    ),
+    ("JobSpec", "data.labels", "must name two"): (
+        [
+            JOB | {"data": DATA | {"labels": ["a", "b"]}},
+            JOB | {"task": "object-detection", "data": DATA | {"labels": ["a"]}},
+        ],
+        [JOB | {"data": DATA | {"labels": ["a"]}}],
+    ),
+    ("JobSpec", "data.columns", "messages and prompt"): (
+        [JOB | {"task": "causal-lm", "data": DATA | {"columns": columns}} for columns in ({"messages": "a"}, ANSWERS)],
+        [JOB | {"data": DATA | {"columns": columns}} for columns in ({"messages": "a"}, ANSWERS)],
+    ),
+    ("Columns", "prompt", "needs completion"): ([{}, ANSWERS], [{"prompt": "a"}]),
+    ("Columns", "completion", "needs prompt"): ([{}, ANSWERS], [{"completion": "a"}]),
+    ("Columns", "messages", "goes without"): ([{"messages": "a"}, ANSWERS], [{"messages": "a", **ANSWERS}]),
+    ("TextAugmentation", "", "must have synonyms"): (
+        [{"swap": 0}, {"deletion": 1}, {"synonyms": {"source": SOURCE}}, {"backTranslation": MODELS_OF_TWO}],
+        [{}, {"variants": 2}],
+    ),
+    ("JobSpec", "data.augmentation.image", "goes with"): (
+        [augmented("image-classification", {"image": {}}), augmented("text-classification", {})],
+        [augmented("text-classification", {"image": {}})],
+    ),
+    ("JobSpec", "data.augmentation.text", "goes with"): (
+        [augmented(task, {"text": {"swap": 1}}) for task in ("text-classification", "text-regression")],
+        [augmented(task, {"text": {"swap": 1}}) for task in ("causal-lm", "image-classification")],
+    ),
+    ("JobSpec", "data.cleaning.labelNoise", "goes with"): (
+        [
+            noisy("text-classification", {}),
+            noisy("image-classification", {}),
+            JOB | {"task": "causal-lm", "data": DATA | {"cleaning": {"duplicates": "drop"}}},
+            MULTI_LABEL,
+        ],
+        [noisy("causal-lm", {}), noisy("text-regression", {}), noisy("text-classification", {}, multiLabel=True)],
+    ),
+    ("JobSpec", "data.cleaning.labelNoise.action", "does not go with"): (
+        [
+            noisy("image-classification", {"action": "downWeight"}, augmentation={"image": {}}),
+            noisy("image-classification", {"action": "drop"}, augmentation={"image": {"mixup": 1}}),
+            noisy("image-classification", {"action": "downWeight"}, augmentation={}),
+        ],
+        [
+            noisy("image-classification", {"action": "downWeight"}, augmentation={"image": {field: 1}})
+            for field in ("mixup", "cutmix")
+        ],
+    ),
+    **{
+        ("JobSpec", f"data.augmentation.image.{field}", "goes with"): (
+            [augmented("image-classification", {"image": {field: 1}}), augmented("text-classification", {"image": {}})],
+            [augmented("text-classification", {"image": {field: 1}})],
+        )
+        for field in ("mixup", "cutmix")
+    },
+    **{
+        ("Loss", field, "goes with"): (
+            [{"name": fit, field: value}, {"name": "mse"}],
+            [{"name": other, field: value} for other in others],
+        )
+        for field, value, fit, others in (
+            ("labelSmoothing", 0.1, "crossEntropy", ("focal", "mse")),
+            ("balanced", True, "focal", ("mse", "huber")),
+            ("classWeights", {"a": 2.0}, "bce", ("mae",)),
+            ("focalGamma", 1.5, "focal", ("crossEntropy",)),
+            ("huberDelta", 1.5, "huber", ("mse",)),
+        )
+    },
+    ("Loss", "classWeights", "must not stand"): (
+        [{"name": "focal", "classWeights": {"a": 2.0}, "balanced": False}, {"name": "focal", "balanced": True}],
+        [{"name": "focal", "classWeights": {"a": 2.0}, "balanced": True}],
+    ),
+    ("JobSpec", "training.matching", "goes with"): (
+        [JOB, JOB | {"task": "image-text-matching", "training": {"matching": {"labels": True}}}],
+        [JOB | {"training": {"matching": {}}}],
+    ),
+    ("JobSpec", "training.loss.name", "does not go with this task"): (
+        [losing("text-regression", name="huber"), losing("causal-lm", name="crossEntropy"), JOB],
+        [losing("text-regression", name="crossEntropy"), losing("causal-lm", name="focal")],
+    ),
+    ("JobSpec", "training.loss.name", "must be bce or focal"): (
+        [losing("text-classification", name="focal"), MULTI_LABEL | {"training": {"loss": {"name": "bce"}}}],
+        [losing("text-classification", name="bce"), MULTI_LABEL | {"training": {"loss": {"name": "crossEntropy"}}}],
+    ),
+    ("JobSpec", "training.loss", "weighs classes"): (
+        [losing("causal-lm", name="crossEntropy"), losing("text-classification", name="focal", balanced=True)],
+        [losing("causal-lm", name="crossEntropy", balanced=True)],
+    ),
+    ("JobSpec", "strategy.distillation", "goes with"): (
+        [taught("causal-lm"), taught("image-classification"), JOB],
+        [taught("text-regression")],
+    ),
+    ("JobSpec", "strategy.distillation.cacheTeacher", "keeps outputs"): (
+        [taught("text-classification", cacheTeacher=True), taught("text-classification") | AUGMENTED],
+        [taught("text-classification", cacheTeacher=True) | AUGMENTED],
     ),
     ("NamespaceRule", "", "must have exactly one"): (
         [{"names": ["a"]}, {"matchLabels": {"a": "b"}}],
@@ -172,17 +298,19 @@ def objects(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return _maps(schema)
     if schema["type"] in ("integer", "number"):
         least = schema.get("minimum", schema.get("exclusiveMinimum", 0))
-        return st.sampled_from([number for number in (least + 1, least + 2) if number <= schema.get("maximum", number)])
-    source = "hf:" in schema.get("pattern", "")
+        most = schema.get("maximum", least + 2)
+        return st.sampled_from([number for number in (least + 1, least + 2) if number <= most] or [most])
+    pattern = schema.get("pattern", "")
     # Every list beside a rule is one of words, and every other pattern takes a digit.
-    fixed = {"array": st.just(["1", "2"]), "boolean": st.booleans(), "string": st.just(SOURCE if source else "1")}
-    return fixed[schema["type"]]
+    word = SOURCE if "hf:" in pattern else "http://a" if "http" in pattern else "1"
+    return {"array": st.just(["1", "2"]), "boolean": st.booleans(), "string": st.just(word)}[schema["type"]]
 
 
 def _maps(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     fields = schema.get("properties")
     if not fields:
-        return st.just({"a": "b"})
+        inside = schema.get("additionalProperties")
+        return st.just({"a": 1.0 if isinstance(inside, dict) and inside.get("type") == "number" else "b"})
     required = schema.get("required", ())
     inner = {name: objects(child) for name, child in fields.items()}
     return st.fixed_dictionaries(
@@ -251,6 +379,7 @@ def test_an_immutable_field_may_not_change(name):
 
 MUTATIONS = {
     "suspend": True,
+    "stop": True,
     "queue": "q",
     "priorityClass": "p",
     "activeDeadlineSeconds": 1,

@@ -121,8 +121,10 @@ class Unique:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        if self.key:
-            kind: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [self.key]}
+        if self.key and self.ordered:
+            kind: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+        elif self.key:
+            kind = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [self.key]}
         else:
             kind = {"uniqueItems": True, "x-kubernetes-list-type": "atomic" if self.ordered else "set"}
         return {**handler(schema), **kind}
@@ -138,12 +140,39 @@ class Unique:
         return items
 
 
+@dataclass(frozen=True)
+class CountOr:
+    """Marks a field ``int | Literal[word]``: a whole number within bounds, or one word.
+
+    One schema for both, not pydantic's union of two: its faults would name the field twice. The CRD says
+    ``x-kubernetes-int-or-string``, where ``pattern`` is asked of strings and the bounds of numbers.
+    """
+
+    word: str
+    least: int
+    most: int
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        as_it_is = core_schema.plain_serializer_function_ser_schema(lambda value: value)
+        number = core_schema.int_schema(strict=True, ge=self.least, le=self.most)
+        return core_schema.no_info_wrap_validator_function(self._read, number, serialization=as_it_is)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        kind = {"x-kubernetes-int-or-string": True, "pattern": f"^{self.word}$"}
+        bounds = {"type": "integer", "minimum": self.least, "maximum": self.most}
+        return {**bounds, **kind}
+
+    def _read(self, value: Any, number: Callable[[Any], Any]) -> Any:
+        return value if value == self.word else number(value)
+
+
 UNIQUE = Unique()
 """Marks a tuple as a set: no item twice, in any order."""
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+WEB_ADDRESS = r"^https?://[^\s@]+$"
 DATA_KEY = r"^[-._a-zA-Z0-9]+$"
 SOURCE = r"^(hf://[^/\s]+|pvc://[a-z0-9][-a-z0-9.]*/|file:///)\S*$"
 

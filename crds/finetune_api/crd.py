@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.base import GROUP, VERSION, ApiModel, Rule
-from finetune_api.job import MUTABLE_FIELDS, FineTuneJob, JobSpec
+from finetune_api.experiment import EXPERIMENT_MUTABLE_FIELDS, FineTuneExperiment
+from finetune_api.job import MUTABLE_FIELDS, FineTuneJob
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.schema import json_schema, models_in
 
@@ -32,6 +33,7 @@ _KEPT = (
     "required",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
+    "x-kubernetes-int-or-string",
 )
 _BOUNDS = (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum"))
 
@@ -90,6 +92,26 @@ JOB = Resource(
         Column("Message", '.status.conditions[?(@.message!="")].message', description="The phase's reason."),
     ),
 )
+EXPERIMENT = Resource(
+    model=FineTuneExperiment,
+    plural="finetuneexperiments",
+    short_name="fte",
+    scope="Namespaced",
+    categories=("finetune",),
+    columns=(
+        Column("Phase", ".status.phase", description="Where the experiment stands."),
+        Column("Trials", ".status.trials.total", "integer", description="Trials that are planned."),
+        Column("Running", ".status.trials.running", "integer", description="Trials that have not ended."),
+        Column("Done", ".status.trials.succeeded", "integer", description="Trials with a value."),
+        Column("Metric", ".spec.objective.metric", description="What the trials are compared by."),
+        Column("Best", ".status.best.value", "number", description="Value of the best trial."),
+        Column("Variant", ".status.best.variant", description="The variant with the best mean."),
+        _AGE,
+        Column("Task", ".spec.template.task", wide=True),
+        Column("Model", ".spec.template.model.source", wide=True),
+        Column("Message", '.status.conditions[?(@.message!="")].message', description="The answer."),
+    ),
+)
 RUNTIME = Resource(
     model=FineTuneRuntime,
     plural="finetuneruntimes",
@@ -106,7 +128,12 @@ RUNTIME = Resource(
         Column("Description", ".spec.description", wide=True),
     ),
 )
-RESOURCES = (JOB, RUNTIME)
+_MUTABLE: dict[type[ApiModel], tuple[str, ...]] = {
+    FineTuneJob: MUTABLE_FIELDS,
+    FineTuneExperiment: EXPERIMENT_MUTABLE_FIELDS,
+}
+"""Kinds whose spec is fixed once it is made, but for these fields."""
+RESOURCES = (JOB, EXPERIMENT, RUNTIME)
 
 
 def definition(resource: Resource) -> dict[str, Any]:
@@ -136,6 +163,7 @@ def structural_schema(model: type[ApiModel]) -> dict[str, Any]:
     rules = {name: inner.rules for name, inner in models_in(model).items()}
     schema = json_schema(model)
     kind = _structural(schema, rules)
+    _guard(kind, schema, model)
     properties = kind["properties"]
     # The API server checks these itself, and lets a schema restrict no more of the metadata than the name.
     for field in ("apiVersion", "kind"):
@@ -164,9 +192,13 @@ def _column(column: Column) -> dict[str, Any]:
 
 
 def _structural(schema: dict[str, Any], rules: dict[str, tuple[Rule, ...]]) -> dict[str, Any]:
+    if "type" not in schema:  # any JSON
+        return {"x-kubernetes-preserve-unknown-fields": True}
     node = {name: schema[name] for name in _KEPT if name in schema}
     node |= _bounds(schema)
-    if schema["type"] == "integer":
+    if "x-kubernetes-int-or-string" in schema:
+        del node["type"]  # as the API server wants it
+    elif schema["type"] == "integer":
         node["format"] = "int64"
     free = schema.get("additionalProperties")
     if "properties" in schema:
@@ -193,7 +225,7 @@ def _bounds(schema: dict[str, Any]) -> dict[str, Any]:
 def _validations(schema: dict[str, Any], rules: dict[str, tuple[Rule, ...]]) -> list[dict[str, str]]:
     title = schema.get("title", "")
     own = [_validation(rule.cel, rule.message, rule.field) for rule in rules.get(title, ())]
-    return own + _key_bounds(schema) + (_immutability(schema) if title == JobSpec.__name__ else [])
+    return own + _key_bounds(schema)
 
 
 def _validation(cel: str, message: str, field: str) -> dict[str, str]:
@@ -210,7 +242,15 @@ def _key_bounds(schema: dict[str, Any]) -> list[dict[str, str]]:
     return [_validation(rule, f"must have keys of {least} to {most} characters", "")]
 
 
-def _immutability(schema: dict[str, Any]) -> list[dict[str, str]]:
+def _guard(kind: dict[str, Any], schema: dict[str, Any], model: type[ApiModel]) -> None:
+    """Add the rules of immutability to the spec of a kind that has them; a job's spec in a template has none."""
+    spec = schema["properties"]["spec"]
+    mutable = _MUTABLE.get(model)
+    if mutable is not None:
+        kind["properties"]["spec"].setdefault("x-kubernetes-validations", []).extend(_immutability(spec, mutable))
+
+
+def _immutability(schema: dict[str, Any], mutable: tuple[str, ...]) -> list[dict[str, str]]:
     """One transition rule for each field that may not change, be added or be removed.
 
     They stand on the spec, because a rule on an optional field is not asked when the field comes or goes. Equality
@@ -220,11 +260,11 @@ def _immutability(schema: dict[str, Any]) -> list[dict[str, str]]:
         _validation(_unchanged(name, always=name in schema["required"] or "default" in child), _FIXED, name)
         | {"reason": "FieldValueForbidden"}
         for name, child in schema["properties"].items()
-        if name not in MUTABLE_FIELDS
+        if name not in mutable
     ]
 
 
-_FIXED = "cannot be changed once the job is made; delete the job and make a new one"
+_FIXED = "cannot be changed once it is made; delete it and make a new one"
 
 
 def _unchanged(name: str, *, always: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from finetune_api.base import DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE
+from finetune_api.base import DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE, WEB_ADDRESS
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ FORMATS = {
     DNS_SUBDOMAIN: _NAME + ", in parts divided by dots",
     QUANTITY: "must be a quantity such as 500m or 16Gi",
     DATA_KEY: "must be letters, digits, dashes, underscores and dots",
+    WEB_ADDRESS: "must be http://… or https://…, without name and password",
     SOURCE: "must be hf://owner/name, pvc://claim/path or file:///absolute/path",
 }
 """What a pattern asks for, in words."""

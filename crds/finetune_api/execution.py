@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import (
     DATA_KEY,
+    WEB_ADDRESS,
     ApiModel,
     ObjectName,
     Quantity,
@@ -146,6 +147,18 @@ class WandbTracking(ApiModel):
     """Where the API key lies in a cluster. On one machine: the variable WANDB_API_KEY."""
 
 
+class MlflowTracking(ApiModel):
+    """MLflow."""
+
+    tracking_uri: Annotated[str, StringConstraints(min_length=8, max_length=1024, pattern=WEB_ADDRESS)]
+    """The tracking server, `http://…` or `https://…`, without name and password."""
+    experiment: Word | None = None
+    """Experiment to log to; made if there is none of this name. Unset: the job's name."""
+    secret_ref: SecretKey | None = None
+    """Where the server's access token lies in a cluster, if it wants one. On one machine: the variable
+    MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+
+
 class Tracking(ApiModel):
     """Trackers that the run reports to, beside its own report."""
 
@@ -153,3 +166,5 @@ class Tracking(ApiModel):
     """Write TensorBoard event files into the output folder."""
     wandb: WandbTracking | None = None
     """Report to Weights & Biases."""
+    mlflow: MlflowTracking | None = None
+    """Report to MLflow."""

@@ -17,6 +17,7 @@ from finetune_api.base import GROUP
 from finetune_api.chart import crd_template, values_schema
 from finetune_api.crd import RESOURCES, definition
 from finetune_api.editor import editor_schema
+from finetune_api.experiment import FineTuneExperiment
 from finetune_api.reference import reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,7 @@ def generated_files() -> dict[str, str]:
         f"{CHART}/values.schema.json": _json(values_schema(json.loads(OWN_VALUES.read_text("utf-8")), NOTICE)),
         "docs/reference.md": reference(NOTICE),
         "docs/finetunejob.schema.json": _json(editor_schema(NOTICE)),
+        "docs/finetuneexperiment.schema.json": _json(editor_schema(NOTICE, FineTuneExperiment)),
     }
 
 

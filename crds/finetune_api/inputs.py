@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from finetune_api.augmentation import Augmentation
 from finetune_api.base import (
     ApiModel,
     Count,
@@ -16,6 +17,7 @@ from finetune_api.base import (
     Word,
     requires,
 )
+from finetune_api.cleaning import Cleaning
 
 
 class ModelSpec(ApiModel):
@@ -51,13 +53,34 @@ class Columns(ApiModel):
     """Names of the columns (CSV, Parquet) or keys (JSON Lines) to read. Image folders need none."""
 
     text: Word = "text"
-    """The text; for causal-lm, the text to learn."""
+    """The text; for causal-lm the text to learn, for image-captioning the caption."""
     text_pair: Word | None = None
     """The second text of a pair."""
     label: Word = "label"
     """The class, the list of classes (`multiLabel`) or the number to predict (regression)."""
     image: Word = "image"
     """Path of the image, relative to the file that names it."""
+    objects: Word = "objects"
+    """The objects in an image: a list of `{"bbox": [x, y, width, height], "category": class}`, in pixels from the upper
+    left corner, as COCO has them; or `{"bbox": [box, …], "category": [class, …]}`. In CSV as JSON."""
+    messages: Word | None = None
+    """For causal-lm instead of `text`: a conversation, a list of `{"role": "system" | "user" | "assistant", "content":
+    text}`. Only what the assistant says is learned."""
+    prompt: Word | None = None
+    """For causal-lm instead of `text`: what `completion` answers. It is read and not learned."""
+    completion: Word | None = None
+    """The answer to `prompt`."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        requires("prompt", "completion"),
+        requires("completion", "prompt"),
+        Rule(
+            cel="!has(self.messages) || !has(self.prompt)",
+            check=lambda columns: columns.messages is None or columns.prompt is None,
+            message="goes without prompt and completion",
+            field="messages",
+        ),
+    )
 
 
 class Split(ApiModel):
@@ -73,24 +96,6 @@ class Split(ApiModel):
     """Keep the classes' proportions in every part (single-label classification)."""
     seed: Count = 0
     """Seed of the division; the same seed and data give the same parts."""
-
-
-class ImageAugmentation(ApiModel):
-    """Random changes of training images, a function of (seed, epoch, sample): a resumed run repeats them exactly."""
-
-    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0
-    """Rotate by an angle drawn from ± this many degrees."""
-    crop_min_area: Annotated[float, Field(gt=0, le=1)] = 1
-    """Crop to an area drawn from this share to 1 of the image, then scale back; 1 does not crop."""
-    horizontal_flip: Fraction = 0
-    """Probability of a horizontal flip."""
-
-
-class Augmentation(ApiModel):
-    """Random changes of training samples."""
-
-    image: ImageAugmentation | None = None
-    """Changes of images."""
 
 
 class DataSpec(ApiModel):
@@ -109,13 +114,15 @@ class DataSpec(ApiModel):
     """Format of the source. Unset: told from the file names."""
     columns: Columns = Columns()
     """Names of the columns."""
-    labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=10_000), Unique(ordered=True)] | None = None
+    labels: Annotated[tuple[Word, ...], Field(min_length=1, max_length=10_000), Unique(ordered=True)] | None = None
     """The classes, in the order of their ids. Unset: those in all of `source`, sorted (whole numbers by value); a class
     that no training sample has is then an error."""
     multi_label: bool = False
     """A sample may have any number of classes: the label is a list, or a string divided by `labelSeparator`."""
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] = "|"
     """What divides the classes of a multi-label string."""
+    cleaning: Cleaning | None = None
+    """What is looked for in the samples before they are divided. Unset: an empty or broken sample ends the run."""
     split: Split = Split()
     """How `source` is divided into training, validation and test set."""
     augmentation: Augmentation | None = None

@@ -8,6 +8,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from finetune_api.augmentation import (
+    AUGMENTATION_RULES,
+    Augmentation,
+    BackTranslation,
+    ColorJitter,
+    Erasing,
+    ImageAugmentation,
+    Synonyms,
+    TextAugmentation,
+)
 from finetune_api.base import (
     API_VERSION,
     DNS_LABEL,
@@ -18,11 +28,13 @@ from finetune_api.base import (
     Rule,
     Source,
 )
+from finetune_api.cleaning import CLEANING_RULES, Cleaning, LabelNoise, NearDuplicates
 from finetune_api.execution import (
     Checkpoint,
     Distributed,
     Hub,
     MaxRestarts,
+    MlflowTracking,
     Recovery,
     Resources,
     SecretKey,
@@ -30,8 +42,12 @@ from finetune_api.execution import (
     Volume,
     WandbTracking,
 )
-from finetune_api.inputs import Augmentation, Columns, DataSpec, ImageAugmentation, ModelSpec, Split
+from finetune_api.inputs import Columns, DataSpec, ModelSpec, Split
+from finetune_api.matching import MATCHING_RULES, Matching
+from finetune_api.objective import RULES as OBJECTIVE_RULES
+from finetune_api.objective import Distillation, Loss
 from finetune_api.status import JobStatus
+from finetune_api.task_rules import TASK_RULES
 from finetune_api.training import (
     EarlyStopping,
     Evaluation,
@@ -47,11 +63,16 @@ from finetune_api.training import (
 __all__ = [
     "MUTABLE_FIELDS",
     "Augmentation",
+    "BackTranslation",
     "Checkpoint",
+    "Cleaning",
+    "ColorJitter",
     "Columns",
     "DataSpec",
+    "Distillation",
     "Distributed",
     "EarlyStopping",
+    "Erasing",
     "Evaluation",
     "Every",
     "FineTuneJob",
@@ -59,17 +80,24 @@ __all__ = [
     "Hub",
     "ImageAugmentation",
     "JobSpec",
+    "LabelNoise",
     "LearningRate",
     "Lora",
+    "Loss",
+    "Matching",
     "MaxRestarts",
     "Metadata",
+    "MlflowTracking",
     "ModelSpec",
+    "NearDuplicates",
     "Recovery",
     "Resources",
     "SecretKey",
     "Split",
     "Strategy",
+    "Synonyms",
     "TaskName",
+    "TextAugmentation",
     "Tracking",
     "Training",
     "Volume",
@@ -78,7 +106,15 @@ __all__ = [
     "immutable_changes",
 ]
 
-TaskName = Literal["text-classification", "text-regression", "causal-lm", "image-classification"]
+TaskName = Literal[
+    "text-classification",
+    "text-regression",
+    "causal-lm",
+    "image-classification",
+    "image-text-matching",
+    "object-detection",
+    "image-captioning",
+]
 
 
 class JobSpec(ApiModel):
@@ -112,6 +148,9 @@ class JobSpec(ApiModel):
     """Trackers to report to."""
     suspend: bool = False
     """Save, stop and hold no resources until this is false again. Mutable."""
+    stop: bool = False
+    """End the run for good where it is: it saves, and has succeeded with reason Pruned, without an exported model. What
+    an experiment does to a hopeless trial. Mutable."""
     queue: Name | None = None
     """Kueue's LocalQueue that admits the run. Mutable."""
     priority_class: ObjectName | None = None
@@ -128,12 +167,11 @@ class JobSpec(ApiModel):
             message="goes with task text-classification only",
             field="data.multiLabel",
         ),
-        Rule(
-            cel="!has(self.training) || !has(self.training.tokensPerBatch) || self.task != 'image-classification'",
-            check=lambda spec: spec.training.tokens_per_batch is None or spec.task != "image-classification",
-            message="counts text tokens; use batchSize for images",
-            field="training.tokensPerBatch",
-        ),
+        *TASK_RULES,
+        *OBJECTIVE_RULES,
+        *MATCHING_RULES,
+        *AUGMENTATION_RULES,
+        *CLEANING_RULES,
     )
 
     @property
@@ -145,11 +183,17 @@ class JobSpec(ApiModel):
             "spec.data.source": self.data.source,
             "spec.data.validationSource": self.data.validation_source,
             "spec.data.testSource": self.data.test_source,
+            "spec.strategy.distillation.teacher": self.strategy.distillation.teacher
+            if self.strategy.distillation
+            else None,
         }
+        if self.data.augmentation and self.data.augmentation.text:
+            changes = self.data.augmentation.text.sources
+            given |= {f"spec.data.augmentation.text.{name}": source for name, source in changes.items()}
         return {field: source for field, source in given.items() if source is not None}
 
 
-MUTABLE_FIELDS = ("suspend", "queue", "priorityClass", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+MUTABLE_FIELDS = ("suspend", "stop", "queue", "priorityClass", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
 """Fields of the spec that may change while the job lives; all others are fixed from the start."""
 
 

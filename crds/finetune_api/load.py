@@ -8,11 +8,12 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api.base import API_VERSION
 from finetune_api.errors import Fault, SpecError, faults_of, field_model
+from finetune_api.experiment import FineTuneExperiment
 from finetune_api.job import FineTuneJob
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.strict_yaml import parse_yaml, read_yaml
 
-Kind = TypeVar("Kind", FineTuneJob, FineTuneRuntime)
+Kind = TypeVar("Kind", FineTuneJob, FineTuneRuntime, FineTuneExperiment)
 
 
 def read_job(path: Path, overrides: tuple[str, ...] = ()) -> FineTuneJob:
@@ -25,10 +26,28 @@ def read_job(path: Path, overrides: tuple[str, ...] = ()) -> FineTuneJob:
     Raises:
         SpecError: The file cannot be read, is not YAML, or is not a valid FineTuneJob. No fault names the file.
     """
+    return parse_job(read_document(path, overrides))
+
+
+def read_document(path: Path, overrides: tuple[str, ...] = ()) -> Any:
+    """What is in a YAML or JSON file, with fields set as ``read_job`` does.
+
+    Raises:
+        SpecError: The file cannot be read, or is not YAML.
+    """
     document = read_yaml(path)
     for override in overrides:
         document = _with_override(document, override)
-    return parse_job(document)
+    return document
+
+
+def kind_in(path: Path) -> str:
+    """The kind that a file says it holds; empty if it says none, or cannot be read."""
+    try:
+        document = read_yaml(path)
+    except SpecError:
+        return ""
+    return str(document.get("kind", "")) if isinstance(document, dict) else ""
 
 
 def read_runtime(path: Path) -> FineTuneRuntime:
@@ -56,6 +75,15 @@ def parse_runtime(document: Any) -> FineTuneRuntime:
         SpecError: It is not valid; every fault is listed.
     """
     return _parse(document, FineTuneRuntime)
+
+
+def parse_experiment_fields(document: Any) -> FineTuneExperiment:
+    """The FineTuneExperiment in plain JSON types, each field checked on its own (see ``experiment_checks``).
+
+    Raises:
+        SpecError: It is not valid; every fault is listed.
+    """
+    return _parse(document, FineTuneExperiment)
 
 
 def _parse(document: Any, model: type[Kind]) -> Kind:

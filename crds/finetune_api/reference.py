@@ -11,8 +11,15 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
-from finetune_api.base import API_VERSION, DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE, ApiModel
+from finetune_api.base import API_VERSION, DATA_KEY, DNS_LABEL, DNS_SUBDOMAIN, QUANTITY, SOURCE, WEB_ADDRESS, ApiModel
 from finetune_api.errors import FORMATS
+from finetune_api.experiment import (
+    EXPERIMENT_MUTABLE_FIELDS,
+    ExperimentConditionType,
+    ExperimentPhase,
+    ExperimentReason,
+    FineTuneExperiment,
+)
 from finetune_api.job import MUTABLE_FIELDS, FineTuneJob
 from finetune_api.outcomes import Cause, ExitCode, cause_of
 from finetune_api.runtime import FineTuneRuntime
@@ -31,6 +38,7 @@ _FORMS = {
     QUANTITY: "quantity",
     DATA_KEY: "key of a Secret",
     SOURCE: "source",
+    WEB_ADDRESS: "web address",
 }
 """What a string of a pattern is called in the tables."""
 
@@ -56,6 +64,7 @@ def reference(notice: str) -> str:
         "## FineTuneRuntime",
         f"{_documentation(FineTuneRuntime)} Short name `ftr`.",
         *_objects(FineTuneRuntime, ("metadata", "spec")),
+        *_experiment(),
         "## Phases",
         _member_table("Phase", Phase),
         "## Conditions",
@@ -73,6 +82,22 @@ def reference(notice: str) -> str:
         _member_table("Variable", Variable),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _experiment() -> list[str]:
+    mutable = ", ".join(f"`spec.{name}`" for name in EXPERIMENT_MUTABLE_FIELDS)
+    what = f"{_documentation(FineTuneExperiment)} Short name `fte`. Once it is made, only {mutable} may change."
+    return [
+        "## FineTuneExperiment",
+        f"{what} Its `template` has the fields of a job's [`spec`](#spec).",
+        *_objects(FineTuneExperiment, ("spec", "status"), prefix="experiment.", without=("experiment.spec.template",)),
+        "### Phases of an experiment",
+        _member_table("Phase", ExperimentPhase),
+        "### Conditions of an experiment",
+        _member_table("Condition", ExperimentConditionType),
+        "### Reasons of an experiment",
+        _member_table("Reason", ExperimentReason),
+    ]
 
 
 def _forms() -> str:
@@ -96,17 +121,21 @@ def _documentation(described: type) -> str:
     return " ".join((inspect.getdoc(described) or "").split())
 
 
-def _objects(kind: type[ApiModel], names: tuple[str, ...]) -> list[str]:
-    """A section for each object inside the fields ``names`` of ``kind``."""
+def _objects(
+    kind: type[ApiModel], names: tuple[str, ...], *, prefix: str = "", without: tuple[str, ...] = ()
+) -> list[str]:
+    """A section for each object inside the fields ``names`` of ``kind``, but for those at the paths ``without``."""
     models, properties = models_in(kind), json_schema(kind)["properties"]
-    return [part for name in names for part in _sections(name, properties[name], models)]
+    return [part for name in names for part in _sections(prefix + name, properties[name], models, without)]
 
 
-def _sections(path: str, schema: dict[str, Any], models: dict[str, type[ApiModel]]) -> list[str]:
+def _sections(
+    path: str, schema: dict[str, Any], models: dict[str, type[ApiModel]], without: tuple[str, ...]
+) -> list[str]:
     """The section of the object ``schema`` at ``path``, and those of the objects inside it."""
     model, fields = models[schema["title"]], schema["properties"]
     required = schema.get("required", ())
-    rows = [_row(path, name, field, required=name in required) for name, field in fields.items()]
+    rows = [_row(path, name, field, required=name in required, without=without) for name, field in fields.items()]
     parts = [
         f"### `{path}`",
         _documentation(model),
@@ -115,8 +144,8 @@ def _sections(path: str, schema: dict[str, Any], models: dict[str, type[ApiModel
     ]
     for name, field in fields.items():
         inner, suffix = _inner_object(field)
-        if inner:
-            parts += _sections(f"{path}.{name}{suffix}", inner, models)
+        if inner and f"{path}.{name}{suffix}" not in without:
+            parts += _sections(f"{path}.{name}{suffix}", inner, models, without)
     return parts
 
 
@@ -127,18 +156,23 @@ def _rules(model: type[ApiModel]) -> list[str]:
     return ["Rules:", "\n".join(lines)]
 
 
-def _row(path: str, name: str, field: dict[str, Any], *, required: bool) -> tuple[str, ...]:
+def _row(path: str, name: str, field: dict[str, Any], *, required: bool, without: tuple[str, ...]) -> tuple[str, ...]:
     inner, suffix = _inner_object(field)
-    shown = f"[`{name}`](#{_anchor(f'{path}.{name}{suffix}')})" if inner else f"`{name}`"
+    place = f"{path}.{name}{suffix}"
+    is_linked = inner is not None and place not in without
+    shown = f"[`{name}`](#{_anchor(place)})" if is_linked else f"`{name}`"
     return shown, _type(field), "**required**" if required else _default(field), _range(field), field["description"]
 
 
 def _inner_object(field: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The object that the field holds (itself or as items), and what that adds to its path."""
+    """The object that the field holds (itself, as items or as values), and what that adds to its path."""
     if "properties" in field:
         return field, ""
-    items = field.get("items", {})
-    return (items, "[]") if "properties" in items else (None, "")
+    for name, suffix in (("items", "[]"), ("additionalProperties", ".*")):
+        inner = field.get(name)
+        if isinstance(inner, dict) and "properties" in inner:
+            return inner, suffix
+    return None, ""
 
 
 def _anchor(heading: str) -> str:
@@ -156,7 +190,9 @@ def _type(field: dict[str, Any]) -> str:
         return f"map of {_type(free)}"
     if free is True and "properties" not in field:
         return "free map"
-    form = _FORMS.get(field.get("pattern", ""), str(field["type"]))
+    if "x-kubernetes-int-or-string" in field:
+        return f"integer or `{field['pattern'].strip('^$')}`"
+    form = _FORMS.get(field.get("pattern", ""), str(field.get("type", "any value")))
     return "time" if field.get("format") == "date-time" else form
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Count, NonNegativeFloat, Steps, Unique, Word
+from finetune_api.intervals import Interval
 from finetune_api.outcomes import Cause
 
 Path = Annotated[str, Field(max_length=1024)]
@@ -89,6 +90,8 @@ class Reason(StrEnum):
     """Succeeded: every step was trained."""
     EARLY_STOPPED = "EarlyStopped"
     """Succeeded: the metric no longer improved."""
+    PRUNED = "Pruned"
+    """Succeeded: it was ended by `spec.stop`; nothing was exported."""
     BUDGET_EXHAUSTED = "BudgetExhausted"
     """Failed: attempts kept ending for a cause whose restarts are used up."""
     CONFIGURATION = "Configuration"
@@ -148,6 +151,18 @@ class Best(ApiModel):
     """The checkpoint of that step."""
 
 
+class EvaluationPoint(ApiModel):
+    """One evaluation on the validation set."""
+
+    step: Steps
+    """The step at which it was made."""
+    value: float
+    """The watched metric there, to six digits."""
+
+
+Evaluations = Annotated[tuple[EvaluationPoint, ...], Field(max_length=32)]
+
+
 class EarlyStoppingStatus(ApiModel):
     """How near early stopping is."""
 
@@ -204,6 +219,11 @@ class Result(ApiModel):
     """The report page."""
     metrics: Metrics = {}  # noqa: RUF012 - pydantic copies it
     """Metrics on the test set (on the validation set if there is no test set)."""
+    intervals: Annotated[dict[Word, Interval], Field(max_length=64)] = {}  # noqa: RUF012 - pydantic copies it
+    """Confidence interval of each of them that is a mean or made of sums over samples (`spec.evaluation.intervals`)."""
+
+
+TrackingUrls = Annotated[dict[Word, Path], Field(max_length=4)]
 
 
 class JobStatus(ApiModel):
@@ -225,6 +245,8 @@ class JobStatus(ApiModel):
     """Latest value of every metric: training loss, and the last evaluation's."""
     best: Best | None = None
     """The best evaluation so far."""
+    evaluations: Evaluations = ()
+    """The watched metric's course, oldest first. When it is full every second one is left out."""
     early_stopping: EarlyStoppingStatus | None = None
     """How near early stopping is."""
     last_checkpoint: LastCheckpoint | None = None
@@ -241,6 +263,8 @@ class JobStatus(ApiModel):
     """Restarts by cause since a newer checkpoint last landed; what the budgets are compared with."""
     running_seconds: NonNegativeFloat = 0
     """Seconds that ended attempts ran, all in all; what `activeDeadlineSeconds` counts, with the present attempt's."""
+    tracking_urls: TrackingUrls = {}  # noqa: RUF012 - pydantic copies it
+    """Pages of the run by tracker (`mlflow`, `wandb`)."""
     result: Result | None = None
     """What the run came to."""
 
@@ -275,12 +299,18 @@ class ProgressReport(ApiModel):
     """Latest value of every metric."""
     best: Best | None = None
     """The best evaluation so far."""
+    evaluations: Evaluations = ()
+    """The watched metric's course, oldest first."""
     early_stopping: EarlyStoppingStatus | None = None
     """How near early stopping is; unset if it was not asked for."""
     last_checkpoint: LastCheckpoint | None = None
     """The newest complete checkpoint."""
     resumed_from_step: Steps = 0
     """The step this attempt started from."""
+    lost_steps: Steps = 0
+    """Steps beyond it that earlier attempts had trained, and that are trained again."""
+    tracking_urls: TrackingUrls = {}  # noqa: RUF012 - pydantic copies it
+    """Pages of the run by tracker."""
 
 
 TERMINATION_MESSAGE_BYTES = 4096

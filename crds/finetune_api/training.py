@@ -8,6 +8,7 @@ from finetune_api.base import (
     UNIQUE,
     ApiModel,
     Count,
+    CountOr,
     Fraction,
     NonNegativeFloat,
     PositiveCount,
@@ -16,6 +17,12 @@ from finetune_api.base import (
     exactly_one,
     requires,
 )
+from finetune_api.intervals import Intervals
+from finetune_api.matching import Matching
+from finetune_api.objective import Distillation, Loss
+
+LARGEST_BATCH = 1_048_576
+DEFAULT_BATCH_SIZE = 32
 
 
 class LearningRate(ApiModel):
@@ -57,7 +64,16 @@ class Lora(ApiModel):
     dropout: Fraction = 0.1
     """Dropout on the adapter's input."""
     target_modules: Annotated[tuple[Word, ...], Field(min_length=1, max_length=64), UNIQUE] | None = None
-    """Names of the modules to adapt. Unset: the attention and feed-forward projections of the architecture."""
+    """Ends of the names of the modules to adapt (`query`, `mlp.fc1`). Unset: every projection and convolution in the
+    model's layers, found by its structure; never one that shares its weight, for it could not be merged."""
+    use_dora: bool = False
+    """Train the length of each weight's columns apart from their direction (DoRA, https://arxiv.org/abs/2402.09353):
+    often better at a small `r`, slower."""
+    use_rslora: bool = False
+    """Scale by alpha / √r instead of alpha / r (rsLoRA, https://arxiv.org/abs/2312.03732): steadier at a large `r`."""
+    base_bits: Literal[4, 8] | None = None
+    """Hold the frozen base in 4 (NF4) or 8 bits (https://arxiv.org/abs/2305.14314). Needs a GPU and the library
+    bitsandbytes. The adapter is merged into the base in full precision. Unset: fp32."""
 
 
 class Strategy(ApiModel):
@@ -73,6 +89,8 @@ class Strategy(ApiModel):
     """Learning rates at their peak."""
     lora: Lora | None = None
     """Train an adapter instead of the model's own weights."""
+    distillation: Distillation | None = None
+    """Learn from a teacher as well."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -134,13 +152,20 @@ class Training(ApiModel):
     """How often every sample is seen. Unset, and `maxSteps` unset: 3."""
     max_steps: PositiveCount | None = None
     """Length of the run in optimizer steps, instead of `epochs`."""
-    batch_size: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
-    """Samples an optimizer step, over all processes. Unset, and `tokensPerBatch` unset: 32."""
+    batch_size: Annotated[int | Literal["auto"], CountOr("auto", 1, LARGEST_BATCH)] | None = None
+    """Samples an optimizer step, over all processes. `auto`: an optimizer step takes `effectiveBatchSize`, in passes as
+    large as memory allows, which are found at the start. Unset, and `tokensPerBatch` unset: 32."""
+    effective_batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] | None = None
+    """With `batchSize: auto`: samples an optimizer step, over all processes, whatever fits at once. Unset: 32."""
     tokens_per_batch: Annotated[int, Field(ge=16, le=2**31 - 1)] | None = None
     """Instead of `batchSize`: tokens (padding counted) an optimizer step at most, over all processes. Short texts then
     fill larger batches, so that every step costs about the same."""
     gradient_accumulation: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Forward passes of each batch, at least: more of them take less memory. The gradient stays the same."""
+    matching: Matching | None = None
+    """The parts of the loss of image-text-matching. Unset: both, each with weight 1."""
+    loss: Loss | None = None
+    """What is minimised. Unset: the task's own loss."""
     optimizer: Literal["adamw"] = "adamw"
     """AdamW (https://arxiv.org/abs/1711.05101), betas 0.9 and 0.999, epsilon 1e-8."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
@@ -164,7 +189,21 @@ class Training(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         exactly_one("epochs", "maxSteps", required=False),
         exactly_one("batchSize", "tokensPerBatch", required=False),
+        Rule(
+            cel="!has(self.effectiveBatchSize) || (has(self.batchSize) && type(self.batchSize) == string)",
+            check=lambda training: training.effective_batch_size is None or training.batch_size == "auto",
+            message="goes with batchSize: auto only",
+            field="effectiveBatchSize",
+        ),
     )
+
+    @property
+    def samples_per_batch(self) -> int | None:
+        """Samples that an optimizer step takes; None if it takes a number of tokens."""
+        if self.tokens_per_batch is not None:
+            return None
+        asked = self.effective_batch_size if self.batch_size == "auto" else self.batch_size
+        return asked or DEFAULT_BATCH_SIZE
 
 
 class Evaluation(ApiModel):
@@ -176,6 +215,8 @@ class Evaluation(ApiModel):
     """Samples a forward pass, a process. Unset: as in training."""
     metrics: Annotated[tuple[Word, ...], Field(min_length=1, max_length=16), UNIQUE] | None = None
     """Metrics to compute, beside the loss. Unset: the task's own. The guide has a table of each task's metrics."""
+    intervals: Intervals = Intervals()
+    """Confidence intervals of the test metrics."""
 
 
 class EarlyStopping(ApiModel):

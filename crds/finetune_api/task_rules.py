@@ -1,0 +1,39 @@
+"""What goes with which task, where that is a rule of columns and labels."""
+
+from finetune_api.base import Rule
+
+IMAGE_TASKS = ("image-classification", "object-detection", "image-captioning", "image-text-matching")
+"""Tasks whose batches are counted in images."""
+_ONE_CLASS_TASKS = ("object-detection", "token-classification")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f"'{name}'" for name in names) + "]"
+
+
+TASK_RULES = (
+    Rule(
+        cel=f"!has(self.training) || !has(self.training.tokensPerBatch) || !(self.task in {_listed(IMAGE_TASKS)})",
+        check=lambda spec: spec.training.tokens_per_batch is None or spec.task not in IMAGE_TASKS,
+        message="counts text tokens; use batchSize for images",
+        field="training.tokensPerBatch",
+    ),
+    Rule(
+        cel=f"!has(self.data.labels) || size(self.data.labels) > 1 || self.task in {_listed(_ONE_CLASS_TASKS)}",
+        check=lambda spec: spec.data.labels is None or len(spec.data.labels) > 1 or spec.task in _ONE_CLASS_TASKS,
+        message="must name two classes at least",
+        field="data.labels",
+    ),
+    Rule(
+        cel=(
+            "!has(self.data.columns) || self.task == 'causal-lm'"
+            " || (!has(self.data.columns.messages) && !has(self.data.columns.prompt))"
+        ),
+        check=lambda spec: (
+            spec.task == "causal-lm" or (spec.data.columns.messages is None and spec.data.columns.prompt is None)
+        ),
+        message="messages and prompt go with task causal-lm only",
+        field="data.columns",
+    ),
+)
+"""Rules of ``JobSpec``."""
