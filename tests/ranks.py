@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import tiny
+from finetune_api.job import Columns
 from finetune_trainer.checkpoint import verify
 from finetune_trainer.data.dataset import Encoded, TextPart
 from finetune_trainer.data.order import BatchSize
@@ -26,7 +27,7 @@ from finetune_trainer.metrics import choose_metrics
 from finetune_trainer.snapshot import Checkpointer, load_tensors, state_tensors
 from finetune_trainer.tasks import TASKS, Target
 
-DATA = SimpleNamespace(multi_label=False)
+DATA = SimpleNamespace(multi_label=False, columns=Columns())
 
 
 def train_all(rank: int, world_size: int, runs: dict[Path, tuple[str, dict[str, Any]]]) -> None:

@@ -18,6 +18,17 @@ FIGURES = {
     "startup": {"ours / plain script"},
     "checkpoint_pause": {"pause, ours / save_state", "extra, ours / save_state"},
     "evaluation_memory": {"peak, 10x / 1x"},
+    "cleaning": {
+        "recall",
+        "precision",
+        "dropped - not cleaned, points",
+        "down-weighted - not cleaned, points",
+        "dropped - not cleaned, TF-IDF, points",
+        "copies found",
+        "others told, share of the texts",
+        "duplicates and near: peak, 10x / 1x",
+        "label noise: peak, 10x / 1x",
+    },
     "text_classification": {
         "ours / default at 32",
         "ours / best at 32",
@@ -33,11 +44,15 @@ SCALE = {
     "last pod, ours / bare at 3",
     "operator CPU ms a job at 3",
     "operator requests a job at 3",
+    "looks a job at 3",
     "operator peak MiB at 3",
     "cores with 5 finished jobs",
     "cores with 10,000, by a straight line",
     "MiB with 10,000, by a straight line",
 }
+
+
+TENANTS = {"quiet p99, beside / alone, bare Jobs", "quiet p99, beside / alone, FineTuneJobs"}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +76,10 @@ def test_a_benchmark_prints_its_figures(name):
     assert_figures(name, FIGURES[name])
 
 
-def test_the_operators_benchmark_prints_its_figures():
+def test_the_operators_benchmarks_print_their_figures():
     build_all(Shape(simulated_nodes=1).programs())
     assert_figures("operator_scale", SCALE)
+    assert_figures("operator_tenants", TENANTS)
 
 
 def assert_figures(name, expected):

@@ -1,5 +1,6 @@
 """The course of a run, simulated to its end: what is due at which step, resumed anywhere, and at which rate."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from finetune_api.job import Every, Training, Warmup
-from finetune_trainer.course import BestSeen, Course, RunState, advance, evaluated, make_course, saved
+from finetune_trainer.course import BestSeen, Course, RunState, advance, evaluated, make_course, saved, thinned
 from finetune_trainer.metrics import is_better
 from finetune_trainer.optimizer import rate_factor
 
@@ -263,3 +264,20 @@ def test_length_by_a_token_budget_is_an_estimate_and_the_epochs_decide():
     course = make_course(Training(epochs=3), Every(epochs=1), LONG, steps_per_epoch=10)
     did = simulate(course, batches=lambda epoch: 10 + epoch)
     assert (course.total_steps, did.end.step, did.end.epoch, did.evaluated) == (30, 33, 3, (10, 21, 33))
+
+
+def test_a_state_keeps_its_evaluations():
+    course = make_course(Training(epochs=3), Every(epochs=1), LONG, 10)
+    end = simulate(course, metric=lambda step: step / 100).end
+    assert end.evaluated_values == ((10, 0.1), (20, 0.2), (30, 0.3))
+    assert RunState.from_json(json.loads(json.dumps(end.to_json()))) == end
+    older = {name: value for name, value in end.to_json().items() if name != "evaluated_values"}
+    assert RunState.from_json(older) == replace(end, evaluated_values=())
+
+
+def test_evaluations_thin_out():
+    kept: tuple[tuple[int, float], ...] = ()
+    for step in range(1, 101):
+        kept = thinned((*kept, (step, 0.0)))
+        assert len(kept) <= 32
+        assert (kept[0][0], kept[-1][0]) == (1, step)

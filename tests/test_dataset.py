@@ -11,11 +11,12 @@ from transformers import ViTImageProcessor
 
 import tiny
 from finetune_api.job import ImageAugmentation
-from finetune_trainer.data.augment import image_augmentation
+from finetune_trainer.data.augment.images import ImageChanges
 from finetune_trainer.data.dataset import Batch, Encoded, ImagePart, TextPart, load_batches, targets_tensor
 from finetune_trainer.data.order import BatchSize, epoch_batches
 from finetune_trainer.data.passes import Share
-from finetune_trainer.data.prepare import _pixels, _read_channels
+from finetune_trainer.data.prepare import pixels as _pixels
+from finetune_trainer.data.prepare import read_channels as _read_channels
 from finetune_trainer.tasks import IGNORED, Target
 
 IDS = np.array([5, 6, 7, 8, 9, 1, 2, 3, 4, 11, 12], np.int32)
@@ -173,7 +174,7 @@ def test_a_change_is_a_function_of_seed_epoch_and_index(spec):
     keys = [(epoch, index) for epoch in range(3) for index in range(6)]
 
     def changed(seed, order):
-        augment = image_augmentation(spec, seed)
+        augment = ImageChanges(spec, seed)
         return {key: augment(image(), *key).tobytes() for key in order}
 
     first = changed(1, keys)
@@ -185,12 +186,12 @@ def test_a_change_is_a_function_of_seed_epoch_and_index(spec):
 
 
 def test_no_change_is_no_change():
-    augment = image_augmentation(ImageAugmentation(), 0)
+    augment = ImageChanges(ImageAugmentation(), 0)
     assert all(augment(image(), 0, index).tobytes() == image().tobytes() for index in range(5))
 
 
 def test_flips_are_as_frequent_as_asked_for():
-    augment, mirrored = image_augmentation(ImageAugmentation(horizontalFlip=0.25), 0), image().transpose(0).tobytes()
+    augment, mirrored = ImageChanges(ImageAugmentation(horizontalFlip=0.25), 0), image().transpose(0).tobytes()
     found = [augment(image(), 0, index).tobytes() for index in range(400)]
     assert set(found) == {image().tobytes(), mirrored}
     assert 70 < found.count(mirrored) < 130
@@ -242,7 +243,7 @@ def test_images_of_different_sizes(tmp_path):
 
 def test_a_resumed_epoch_sees_the_same_changes(tmp_path):
     """From batch to batch, on one process or two."""
-    part = images(tmp_path, augment=image_augmentation(CHANGES["all"], 7))
+    part = images(tmp_path, augment=ImageChanges(CHANGES["all"], 7))
     batches = epoch_batches(3, None, BatchSize(2, None), seed=0, epoch=1)
 
     def pixels(share, start=0):

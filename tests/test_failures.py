@@ -158,7 +158,7 @@ CASES = {
     ),
     "a module that the model lacks": Case(
         ExitCode.BAD_SPEC,
-        r"spec\.strategy\.lora\.targetModules: no module is named 'q_proj'; there are .*query.*",
+        r"spec\.strategy\.lora\.targetModules: no module that can be adapted is named 'q_proj'; there are .*query.*",
         {"strategy": {"lora": {"targetModules": ["q_proj"]}}},
     ),
     "more positions than the model has": Case(

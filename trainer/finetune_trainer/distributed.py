@@ -62,6 +62,18 @@ class Group:
         dist.all_reduce(tensor, group=self._control)
         return tensor.tolist()
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Make ``tensor``, on the CPU, its sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self._control)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value (anything picklable, among our own processes), in the order of the ranks."""
+        gathered: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(gathered, value, group=self._control)
+        return gathered
+
     def broadcast(self, value: T) -> T:
         """Rank 0's value (anything picklable, among our own processes), on every rank."""
         if self.size == 1:

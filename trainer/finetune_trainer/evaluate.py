@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from finetune_trainer.distributed import Group
 from finetune_trainer.errors import Preempted
 from finetune_trainer.metrics import Scores
 from finetune_trainer.strategies import set_training
-from finetune_trainer.tasks import Target, Task
+from finetune_trainer.task import Target, Task
+
+if TYPE_CHECKING:
+    from finetune_trainer.families import Bootstrap
 
 WORST = 20
 RESIDUALS = 2000
@@ -37,6 +40,8 @@ class Judge:
     workers: int
     beat: Callable[[], None]
     is_stopped: Callable[[], bool]
+    companion: Any = None
+    """Tokenizer or processor: what the task reads the model's outputs with."""
 
     def evaluate(
         self,
@@ -44,6 +49,7 @@ class Judge:
         part: Part,
         *,
         details: "Details | None" = None,
+        bootstrap: "Bootstrap | None" = None,
         progress: Callable[[float], None] = lambda _percent: None,
     ) -> dict[str, float]:
         """Metrics of ``model`` on ``part``, the same on every rank.
@@ -60,7 +66,7 @@ class Judge:
                 for number, passes in enumerate(loader, 1):
                     self._leave_if_asked()
                     for batch in passes:
-                        self._judge(model, batch.to(self.accelerator.device), scores, details)
+                        self._judge(model, batch.to(self.accelerator.device), scores, details, bootstrap)
                     self.beat()
                     progress(100 * number / len(batches))
             return scores.compute(self.group.sum)
@@ -75,15 +81,37 @@ class Judge:
         if self.group.sum([float(self.is_stopped())])[0]:
             raise Preempted("asked to leave during an evaluation")
 
-    def _judge(self, model: nn.Module, batch: Batch, scores: Scores, details: "Details | None") -> None:
+    def _judge(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        scores: Scores,
+        details: "Details | None",
+        bootstrap: "Bootstrap | None",
+    ) -> None:
+        objective = self.task.objective
         with self.accelerator.autocast():
-            logits = model(**batch.inputs).logits
+            outputs = objective.forward(model, batch)
+            texts = self._write(model, batch) if scores.reads_texts else None
+        losses, counts = objective.losses(outputs, batch), objective.counts(batch).to(self.accelerator.device)
         if not batch.is_counted:
+            scores.add_loss(torch.zeros_like(losses), torch.zeros_like(counts))
             return
-        losses, counts = self.task.losses(logits, batch.target), self.task.counts(batch.target)
-        scores.update(logits, batch.target, losses, counts)
+        scores.add_loss(losses, counts)
+        predictions, wanted = self.task.judged(outputs, batch, self.companion)
+        scores.update(predictions, wanted)
+        if texts is not None:
+            scores.update_texts(*texts)
         if details is not None:
-            details.update(logits, batch, losses / counts.clamp(min=1))
+            details.update(predictions, batch, losses, counts)
+        if bootstrap is not None:
+            bootstrap.update(predictions, wanted, losses, counts, batch.indices)
+            if texts is not None:
+                bootstrap.update_texts(*texts, batch.indices)
+
+    def _write(self, model: nn.Module, batch: Batch) -> tuple[list[str], list[str]]:
+        assert self.task.write is not None
+        return self.task.write(model, batch, self.companion)
 
 
 @dataclass
@@ -103,25 +131,33 @@ class Details:
         size = self.classes if self.task.target == Target.CLASS else 0
         self.confusion = np.zeros((size, size), np.int64)
 
-    def update(self, logits: Tensor, batch: Batch, losses: Tensor) -> None:
-        """Take in one batch; losses: (n,) mean loss of each sample."""
-        predicted = self._predictions(logits)
+    def update(self, predictions: Any, batch: Batch, losses: Tensor, counts: Tensor) -> None:
+        """Take in one batch: predictions as ``Task.judged`` has them, losses and counts as the objective has them."""
+        predicted = self._predicted(predictions, len(batch.indices))
         if self.task.target == Target.CLASS:
             np.add.at(self.confusion, (batch.target.cpu().numpy(), np.array(predicted)), 1)
         elif self.task.target == Target.NUMBER:
             pairs = zip(batch.target.tolist(), predicted, strict=True)
             self.residuals.extend(list(pairs)[: RESIDUALS - len(self.residuals)])
-        for loss, index, prediction in zip(losses.tolist(), batch.indices.tolist(), predicted, strict=True):
+        if len(losses) != len(batch.indices):  # the objective cannot tell samples apart
+            return
+        means = losses / torch.where(counts == 0, 1, counts)
+        for loss, index, prediction in zip(
+            means.flatten(1).sum(1).tolist() if means.ndim > 1 else means.tolist(),
+            batch.indices.tolist(),
+            predicted,
+            strict=True,
+        ):
             self._keep((loss, index, prediction))
 
-    def _predictions(self, logits: Tensor) -> list[Any]:
+    def _predicted(self, predictions: Any, count: int) -> list[Any]:
         if self.task.target == Target.CLASS:
-            return list(logits.argmax(-1).tolist())
+            return list(predictions.argmax(-1).tolist())
         if self.task.target == Target.CLASSES:
-            return [row.nonzero().flatten().tolist() for row in logits > 0]
+            return [row.nonzero().flatten().tolist() for row in predictions > 0]
         if self.task.target == Target.NUMBER:
-            return list(logits.squeeze(-1).float().tolist())
-        return [None] * len(logits)
+            return list(predictions.squeeze(-1).float().tolist())
+        return [None] * count
 
     def _keep(self, item: tuple[float, int, Any]) -> None:
         if len(self.worst) < WORST:

@@ -4,6 +4,7 @@ Each folder is written beside its place and renamed, so that it is there whole o
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from finetune_trainer.errors import PlatformError
 log = logging.getLogger(__name__)
 
 MERGE_TOLERANCE = 1e-4
-"""Largest difference of logits (relative to their largest) at which a merged adapter counts as equal to the adapter."""
+"""Largest difference of an output (relative to its largest value, where that is above 1) at which a merged adapter
+counts as equal to the adapter."""
 
 
 def whole_state(model: nn.Module) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def export(
         companions: Tokenizer or image processor.
         to: Folder of the model.
         adapter_to: Folder of the adapter.
-        probe: One batch's inputs, on which the merged model must agree with the adapter.
+        probe: One real batch's inputs, on which the merged model must agree with the adapter in every output.
 
     Raises:
         PlatformError: The merged model does not agree with the adapter.
@@ -55,26 +57,93 @@ def export(
     adapter = None
     if hasattr(model, "merge_and_unload"):
         # PEFT would ask the hub whether the base's vocabulary has another size; here it never has.
-        _write(adapter_to, model, companions, save_embedding_layers=False)
+        _write(
+            adapter_to, model, [*companions, model.config], save_embedding_layers=False
+        )  # PEFT leaves the labels out
         adapter = adapter_to
-        model = _merge(model, probe)
+        model = merge(model, probe)
     _write(to, model, companions)
     return Exported(to, adapter)
 
 
-def _merge(model: Any, probe: Mapping[str, Tensor]) -> nn.Module:
-    with torch.no_grad():
-        before = model(**probe).logits
-        merged: nn.Module = model.merge_and_unload()
-        after = merged(**probe).logits
-    difference = ((before - after).abs().max() / before.abs().max().clamp(min=1)).item()
-    if not difference <= MERGE_TOLERANCE:
-        raise PlatformError(
-            f"the merged model differs from its adapter (logits by {difference:.2g}, {MERGE_TOLERANCE} is allowed);"
-            " the adapter is exported, the merged model is not"
-        )
-    log.info("adapter merged: logits differ by %.2g", difference)
+def merge(model: Any, probe: Mapping[str, Any]) -> nn.Module:
+    """The base with the adapter merged into its weights, seen to compute the same as the adapter.
+
+    Raises:
+        PlatformError: It does not: an output differs, or weights that the model ties have become two.
+    """
+    worst, difference = _merged_in_place(model, probe)
+    if difference > MERGE_TOLERANCE:
+        worst, difference = _merged_in_double(model, probe)
+    if difference > MERGE_TOLERANCE:
+        raise _not_merged(f"{worst} by {difference:.2g}, {MERGE_TOLERANCE} is allowed")
+    merged: nn.Module = model.unload()
+    torn = torn_ties(merged)
+    if torn:
+        raise _not_merged(f"{torn[0]} and {torn[1]} are one weight in this architecture, and two now")
+    log.info("adapter merged: %s differs most, by %.2g", worst, difference)
     return merged
+
+
+def _merged_in_place(model: Any, probe: Mapping[str, Any]) -> tuple[str, float]:
+    """Merge; returns the output that differs most from the adapter's, and by how much."""
+    with torch.no_grad():
+        before = output_tensors(model(**probe))
+        model.merge_adapter()
+        after = output_tensors(model(**probe))
+    return max(_differences(before, after).items(), key=lambda item: item[1])
+
+
+def _merged_in_double(model: Any, probe: Mapping[str, Any]) -> tuple[str, float]:
+    """The same in float64: what is gone there was rounding, as where a detector ranks its queries."""
+    model.unmerge_adapter()
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in probe.items()}
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = _merged_in_place(model.double(), exact)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        model.float()
+    return found
+
+
+def _not_merged(why: str) -> PlatformError:
+    return PlatformError(
+        f"the merged model differs from its adapter ({why}); the adapter is exported, the merged model is not"
+    )
+
+
+def output_tensors(output: Any, name: str = "") -> dict[str, Tensor]:
+    """Every tensor of floats in a model's output, by its path (`logits`, `text_model_output.pooler_output`)."""
+    if isinstance(output, Tensor):
+        return {name: output} if output.is_floating_point() else {}
+    inside = dict(enumerate(output)) if isinstance(output, list | tuple) else output
+    if not isinstance(inside, Mapping):
+        return {}  # a cache of keys and values: logits tell of it
+    found: dict[str, Tensor] = {}
+    for key, value in inside.items():
+        found |= output_tensors(value, f"{name}.{key}".lstrip("."))
+    return found
+
+
+def _differences(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Largest difference of each output, relative to its largest value where that is above 1; inf if one is NaN."""
+    found = {
+        name: ((value - after[name]).abs().max() / value.abs().max().clamp(min=1)).item()
+        for name, value in before.items()
+        if value.numel()
+    }
+    return {name: math.inf if math.isnan(difference) else difference for name, difference in found.items()}
+
+
+def torn_ties(model: nn.Module) -> tuple[str, str] | None:
+    """Two names of weights that transformers ties when it loads the model, and which differ; None if there are none."""
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    weights = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, source in ties.items():
+        if name in weights and source in weights and not torch.equal(weights[name], weights[source]):
+            return name, source
+    return None
 
 
 def _write(to: Path, model: Any, companions: list[Any], **options: Any) -> None:

@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
@@ -16,15 +16,21 @@ from finetune_trainer import checkpoint
 from finetune_trainer.context import Context
 from finetune_trainer.course import RunState
 from finetune_trainer.data.dataset import Part
+from finetune_trainer.data.objects import Objects
 from finetune_trainer.data.prepare import TEST, VALIDATION, Prepared, Slice
 from finetune_trainer.distributed import is_sharded
 from finetune_trainer.evaluate import Details
+from finetune_trainer.examples import Gallery, Shown, to_records
 from finetune_trainer.export import Exported, export, unsharded, whole_state
 from finetune_trainer.loop import Loop
 from finetune_trainer.metrics import summary
+from finetune_trainer.quantized import bits_of, in_full_precision
 from finetune_trainer.snapshot import load_tensors
-from finetune_trainer.tasks import Target, Task
+from finetune_trainer.task import Target, Task
 from finetune_trainer.thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from finetune_trainer.families import Bootstrap
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +64,13 @@ def finish(ending: Ending, loop: Loop, state: RunState, *, build: Callable[[], n
     validation = restore_best(loop, state, ending.context)
     part = TEST if TEST in ending.parts else VALIDATION
     details = Details(ending.task, len(ending.prepared.labels or ()))
-    metrics = loop.judge.evaluate(loop.model, ending.parts[part], details=details)
+    bootstrap = _bootstrap(ending, loop)
+    metrics = loop.judge.evaluate(loop.model, ending.parts[part], details=details, bootstrap=bootstrap)
+    intervals = bootstrap.intervals(metrics, loop.group.add_up) if bootstrap else {}
     details = details.merge(_gather(loop, details))
     log.info("%s: %s", part, summary(metrics))
     with loop.heartbeat.pulse():
+        examples = to_records(_examples(ending, loop, part))
         exported = _export(ending, loop, build)
         if exported is None:
             return None
@@ -72,8 +81,12 @@ def finish(ending: Ending, loop: Loop, state: RunState, *, build: Callable[[], n
             adapter=str(exported.adapter) if exported.adapter else None,
             report=str(run.report),
             metrics=metrics,
+            intervals=intervals,
         )
-        record = _record(ending, part, details) | {"metrics": metrics, "validation": validation}
+        told: dict[str, Any] = {"confidence": loop.spec.evaluation.intervals.confidence}
+        told |= {"intervals": {name: interval.to_wire() for name, interval in intervals.items()}}
+        told |= {"examples": examples}
+        record = _record(ending, part, details) | {"metrics": metrics, "validation": validation, **told}
         run.evaluation.write_text(json.dumps(record))
         # A second of imports that the start need not pay.
         from finetune_trainer.report import write_model_card, write_report
@@ -81,6 +94,15 @@ def finish(ending: Ending, loop: Loop, state: RunState, *, build: Callable[[], n
         write_model_card(exported.model, ending.context.job, result, run, _versions())
         write_report(run, ending.context.job, result)
         return result
+
+
+def _bootstrap(ending: Ending, loop: Loop) -> "Bootstrap | None":
+    wanted = loop.spec.evaluation.intervals
+    if not wanted.resamples:
+        return None
+    from finetune_trainer.families import Bootstrap
+
+    return Bootstrap(ending.task.target, loop.judge.classes, wanted)
 
 
 def restore_best(loop: Loop, state: RunState, context: Context) -> Mapping[str, float]:
@@ -100,6 +122,16 @@ def restore_best(loop: Loop, state: RunState, context: Context) -> Mapping[str, 
     return state.best.metrics
 
 
+def _examples(ending: Ending, loop: Loop, part: str) -> Sequence[Shown]:
+    """What the model does with a few samples; none of a model that no process has whole."""
+    if ending.task.show is None or not ending.context.is_main or is_sharded(loop.spec, loop.group.size):
+        return ()
+    loop.inner.eval()
+    piece, beat = ending.prepared.slices[part], loop.heartbeat.beat
+    labels = ending.prepared.labels
+    return ending.task.show(Gallery(loop.inner, ending.parts[part], piece, ending.companion, labels, beat))
+
+
 def _gather(loop: Loop, details: Details) -> list[Details]:
     if loop.group.size == 1:
         return [details]
@@ -113,6 +145,8 @@ def _export(ending: Ending, loop: Loop, build: Callable[[], nn.Module]) -> Expor
     if not ending.context.is_main:
         return None
     model = loop.inner if state is None else unsharded(state, build)
+    if bits_of(loop.spec) is not None:
+        model = in_full_precision(model, build)
     run = ending.context.run
     part = ending.parts[VALIDATION]
     probe = part.batch(0, np.arange(min(_PROBE_SAMPLES, len(part))), is_counted=True).inputs
@@ -156,6 +190,9 @@ def _sample(piece: Slice, index: int) -> dict[str, str | None]:
 def _expected(piece: Slice, index: int, labels: tuple[str, ...] | None) -> str:
     if piece.values is None:
         return ""
+    if isinstance(piece.values, Objects):
+        _, ids = piece.values.of(int(piece.rows[index]))
+        return ", ".join((labels or ())[one] for one in ids.tolist())
     value = piece.values[int(piece.rows[index])]
     if labels is None:
         return f"{float(value):.4g}"

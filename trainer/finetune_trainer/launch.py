@@ -240,6 +240,9 @@ def _wordless(number: int, code: int, *, is_oom: bool) -> TerminationMessage:
 def bounded(message: TerminationMessage) -> bytes:
     """The message as JSON of at most 4,096 bytes: metrics and progress go before the sentence does."""
     text = message.model_dump_json(exclude_none=True).encode()
+    if len(text) > TERMINATION_MESSAGE_BYTES and message.report is not None:
+        message = message.model_copy(update={"report": message.report.model_copy(update={"evaluations": ()})})
+        text = message.model_dump_json(exclude_none=True).encode()
     if len(text) > TERMINATION_MESSAGE_BYTES:
         text = message.model_copy(update={"report": None}).model_dump_json(exclude_none=True).encode()
     if len(text) > TERMINATION_MESSAGE_BYTES:

@@ -2,7 +2,8 @@
 
 Invariants:
 - The gradient of a step is that of the mean loss over the whole batch, however it is cut into passes and shared by
-  processes: a pass's loss is its sum times world size over the batch's target count, and processes average.
+  processes: a pass's loss is its sum times world size over the batch's target count, and processes average. Of a loss
+  of several parts, each has its own count.
 - Randomness inside a step (dropout) is seeded by (seed, step, rank), so that a resumed run needs no generator's state.
 - Nobody waits for a process that has left: flags are reduced over all ranks before each step.
 """
@@ -20,6 +21,7 @@ from torch import nn
 from finetune_api.job import JobSpec
 from finetune_api.status import Stage
 from finetune_trainer.clip import clip_gradients
+from finetune_trainer.contrastive import backward_jointly
 from finetune_trainer.course import Course, RunState, advance, evaluated, saved
 from finetune_trainer.data.dataset import Batch, Part, load_batches
 from finetune_trainer.data.order import BatchSize, epoch_batches
@@ -35,7 +37,7 @@ from finetune_trainer.progress import Reporter
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.snapshot import Checkpointer, state_tensors
 from finetune_trainer.strategies import set_training
-from finetune_trainer.tasks import Task
+from finetune_trainer.task import Objective
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ class Loop:
     """One run's training, from a state to the end."""
 
     spec: JobSpec
-    task: Task
+    objective: Objective
+    """What is minimised."""
     model: nn.Module
     """As it is called: compiled, wrapped for DDP or FSDP."""
     inner: nn.Module
@@ -100,10 +103,11 @@ class Loop:
 
     def _batches(self, state: RunState) -> Iterator[tuple[list[Batch], int, int]]:
         """From the state's position on: our passes of a batch, samples in the whole batch, batches an epoch."""
-        part, size, seed = self.train_part, self.batch_size, self.spec.training.seed
+        size, seed = self.batch_size, self.spec.training.seed
         pin = self.accelerator.device.type == "cuda"
         epoch, start = state.epoch, state.batch
         while True:
+            part = self.train_part.at(epoch)
             batches = epoch_batches(len(part), part.padded_lengths, size, seed=seed, epoch=epoch)
             rest = batches[start:]
             loader = load_batches(part, rest, size, self.share, epoch=epoch, workers=self.loader_workers, pin=pin)
@@ -113,13 +117,12 @@ class Loop:
 
     def _step(self, state: RunState, passes: list[Batch], samples: int, batches_in_epoch: int) -> RunState:
         """One optimizer step."""
-        counted = sum(int(self.task.counts(one.target).sum()) for one in passes if one.is_counted)
-        count, asked_to_leave = self.group.sum([counted, float(self.stop.is_set)])
+        *counts, asked_to_leave = self.group.sum([*self._counts(passes), float(self.stop.is_set)])
         if asked_to_leave:
             raise Preempted
         seed_step(self.spec.training.seed, state.step, self.group.rank)
-        local_loss = self._backward(passes, count)
-        loss = self.group.sum([local_loss])[0] / max(1.0, count)
+        sums = self.group.sum(self._backward(passes, counts))
+        loss = sum(total / (count or 1.0) for total, count in zip(sums, counts, strict=True))
         norm = self._clip()
         self._check_finite(state, loss, norm)
         set_rates(self.optimizer, self.course.factor(state))
@@ -130,20 +133,30 @@ class Loop:
         self._tell(state, loss, norm, samples)
         return state
 
-    def _backward(self, passes: list[Batch], count: float) -> float:
-        """Forward and backward of every pass; returns the sum of the losses."""
-        total = torch.zeros((), device=self.accelerator.device)
+    def _counts(self, passes: list[Batch]) -> list[float]:
+        """Targets in our passes, of each part of the loss: (K,)."""
+        counts = [self.objective.counts(one).double().sum(0).reshape(-1) * one.is_counted for one in passes]
+        return list(torch.stack(counts).sum(0).tolist())
+
+    def _backward(self, passes: list[Batch], counts: list[float]) -> list[float]:
+        """Forward and backward of every pass; returns the sum of each part of the loss: (K,)."""
+        device = self.accelerator.device
+        total = torch.zeros(len(counts), device=device)
+        scales = torch.tensor([self.group.size / (count or 1.0) for count in counts], device=device)
+        if self.objective.is_joint and len(passes) > 1:
+            batches = [one.to(device) for one in passes]
+            return backward_jointly(self.objective, self.model, batches, scales, self.accelerator)
         for number, one in enumerate(passes, 1):
-            batch = one.to(self.accelerator.device)
+            batch = one.to(device)
             with gradient_sync(self.model, is_last=number == len(passes)):
                 with self.accelerator.autocast():
-                    logits = self.model(**batch.inputs).logits
-                    loss = self.task.losses(logits, batch.target).sum()
+                    outputs = self.objective.forward(self.model, batch)
+                    sums = self.objective.losses(outputs, batch).sum(0).reshape(-1)
                 if not batch.is_counted:
-                    loss = loss * 0
-                self.accelerator.backward(loss * (self.group.size / max(1.0, count)))
-            total += loss.detach()
-        return total.item()
+                    sums = sums * 0
+                self.accelerator.backward((sums * scales).sum())
+            total += sums.detach()
+        return list(total.tolist())
 
     def _clip(self) -> float:
         """Scale the gradient to ``maxGradNorm``; returns its norm before, the same on every rank."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.errors import SpecFault
-from finetune_trainer.tasks import IGNORED, Target, Task
+from finetune_trainer.retrieval import RECALLS, Recall
+from finetune_trainer.task import IGNORED, Target, Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -29,6 +30,11 @@ class Definition:
     """Kinds of target it is defined for."""
     build: Callable[[Target, int], "Metric"] | None
     """(target, classes) → torchmetrics metric; None if it is a function of the loss."""
+    arguments: Callable[[Target, str, Any, Any], tuple[Any, ...]] | None = None
+    """(target, name, predictions, wanted), the last two as ``Task.judged`` has them → what the metric's ``update``
+    takes; None for what suits most (see ``_arguments``)."""
+    is_of_texts: bool = False
+    """It takes the texts of ``Task.write``."""
 
 
 def _accuracy(target: Target, classes: int) -> "Metric":
@@ -72,13 +78,35 @@ def _r2(_target: Target, _classes: int) -> "Metric":
     return R2().set_dtype(torch.float64)
 
 
+def _precision(thresholds: list[float] | None) -> Callable[[Target, int], "Metric"]:
+    def build(_target: Target, _classes: int) -> "Metric":
+        from finetune_trainer.box_metrics import BoxPrecision
+
+        return BoxPrecision(thresholds)
+
+    return build
+
+
+def _recall(_target: Target, _classes: int) -> Any:
+    return Recall()
+
+
+def _text_scores(_target: Target, _classes: int) -> "Metric":
+    from finetune_trainer.text_scores import TextScores
+
+    return TextScores()
+
+
+TEXT_SCORES = ("bleu", "rouge1", "rouge2", "rougeL")
 _CLASSES = frozenset({Target.CLASS, Target.CLASSES})
 _NUMBER = frozenset({Target.NUMBER})
 _TOKENS = frozenset({Target.TOKENS})
+_PAIRS = frozenset({Target.PAIRS})
+_BOXES = frozenset({Target.BOXES})
 
 METRICS: Mapping[str, Definition] = {
     "loss": Definition("min", frozenset(Target), None),
-    "accuracy": Definition("max", _CLASSES, _accuracy),
+    "accuracy": Definition("max", _CLASSES | _PAIRS, _accuracy),
     "f1": Definition("max", _CLASSES, _f1("macro")),
     "f1Micro": Definition("max", _CLASSES, _f1("micro")),
     "f1Weighted": Definition("max", _CLASSES, _f1("weighted")),
@@ -88,8 +116,13 @@ METRICS: Mapping[str, Definition] = {
     "r2": Definition("max", _NUMBER, _r2),
     "perplexity": Definition("min", _TOKENS, None),
     "tokenAccuracy": Definition("max", _TOKENS, _accuracy),
+    **{name: Definition("max", _PAIRS, _recall) for name in RECALLS},
+    **{name: Definition("max", _TOKENS, _text_scores, is_of_texts=True) for name in TEXT_SCORES},
+    "map": Definition("max", _BOXES, _precision(None)),
+    "map50": Definition("max", _BOXES, _precision([0.5])),
 }
-"""Name → metric. f1 is the macro average; auroc one class against the rest, macro average."""
+"""Name → metric. f1 is the macro average; auroc one class against the rest, macro average; map as COCO
+has it, over IoU 0.5 to 0.95."""
 
 
 def choose_metrics(
@@ -107,7 +140,11 @@ def choose_metrics(
 
 def check_metric(task: Task, name: str, *, field: str) -> None:
     """Raise SpecFault unless metric ``name`` exists and is defined for the task."""
-    known = [metric for metric, definition in METRICS.items() if task.target in definition.targets]
+    known = [
+        metric
+        for metric, definition in METRICS.items()
+        if task.target in definition.targets and (task.write is not None or not definition.is_of_texts)
+    ]
     if name not in known:
         raise SpecFault(f"{field}: {task.name} has the metrics {', '.join(known)}, got {name}")
 
@@ -119,31 +156,57 @@ class Scores:
         self._task = task
         self._names = names
         builders = {name: METRICS[name].build for name in names}
-        self._metrics = {name: build(task.target, classes).to(device) for name, build in builders.items() if build}
-        self._loss = torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
-        self._count = torch.zeros((), dtype=torch.int64, device=device)
+        one_of_each = {build: name for name, build in builders.items() if build}  # recalls share their embeddings
+        self._metrics = {name: build(task.target, classes).to(device) for build, name in one_of_each.items()}
+        self._device = device if device.type != "mps" else torch.device("cpu")
+        self._loss = torch.zeros(1, dtype=torch.float64, device=self._device)
+        self._count = torch.zeros(1, dtype=torch.float64, device=self._device)
 
-    def update(self, logits: Tensor, target: Tensor, losses: Tensor, counts: Tensor) -> None:
-        """Take in one batch. logits and target as the task has them; losses, counts: (n,)."""
-        self._loss += losses.double().sum()
-        self._count += counts.sum()
+    def add_loss(self, losses: Tensor, counts: Tensor) -> None:
+        """Take in one batch's losses and counts, as the objective has them: (n,) or (n, K)."""
+        self._loss = self._loss + losses.to(self._device).double().sum(0).reshape(-1)
+        self._count = self._count + counts.to(self._device).double().sum(0).reshape(-1)
+
+    def update(self, predictions: Any, wanted: Any) -> None:
+        """Take in one batch's predictions and targets, as ``Task.judged`` has them."""
         for name, metric in self._metrics.items():
-            metric.update(*_arguments(self._task.target, name, logits, target))
+            if METRICS[name].is_of_texts:
+                continue
+            take = METRICS[name].arguments or _arguments
+            metric.update(*take(self._task.target, name, predictions, wanted))
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a metric is of texts that the model writes."""
+        return any(METRICS[name].is_of_texts for name in self._metrics)
+
+    def update_texts(self, written: Sequence[str], expected: Sequence[str]) -> None:
+        """Take in what ``Task.write`` made of one batch."""
+        for name, metric in self._metrics.items():
+            if METRICS[name].is_of_texts:
+                metric.update(written, expected)
 
     def compute(self, total: Callable[[Sequence[float]], list[float]]) -> dict[str, float]:
         """Values over all ranks. ``total`` sums numbers over ranks; torchmetrics gathers its own states."""
-        loss, count = total([self._loss.item(), self._count.item()])
-        mean = loss / max(1, count)
+        sums = total([*self._loss.tolist(), *self._count.tolist()])
+        parts = len(sums) // 2
+        mean = sum(loss / (count or 1.0) for loss, count in zip(sums[:parts], sums[parts:], strict=True))
         values = {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
-        values |= {name: float(metric.compute()) for name, metric in self._metrics.items()}
+        for name, metric in self._metrics.items():
+            value = metric.compute()
+            values |= value if isinstance(value, dict) else {name: float(value)}
         return {name: values[name] for name in self._names}
 
 
-def _arguments(target: Target, name: str, logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def _arguments(target: Target, name: str, logits: Any, wanted: Any) -> tuple[Any, Any]:
+    if target == Target.PAIRS and name == "accuracy":
+        return torch.cat(logits["classes"]), torch.cat(wanted["classes"])
+    if target in (Target.BOXES, Target.PAIRS):
+        return logits, wanted
     if target == Target.NUMBER:  # in float32 the variance of years or prices would be lost in their mean
         return logits.squeeze(-1).double(), wanted.double()
     if target == Target.TOKENS:
-        return logits[:, :-1].argmax(-1), wanted[:, 1:]
+        return logits.argmax(-1), wanted
     if name == "auroc":
         return logits, wanted.long()
     return (logits.sigmoid() if target == Target.CLASSES else logits.argmax(-1)), wanted.long()

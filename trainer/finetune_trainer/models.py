@@ -8,13 +8,17 @@ import torch
 from torch import nn
 
 from finetune_api.job import JobSpec, ModelSpec
+from finetune_trainer.adapters import mark_new
 from finetune_trainer.context import Context
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.errors import NotFoundError, SpecFault
-from finetune_trainer.tasks import Target, Task
+from finetune_trainer.quantized import bits_of, loading_options
+from finetune_trainer.task import Target, Task
 
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_IMAGE_SIZE = 224
+_IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files that hold an image processor: alone, or beside a tokenizer."""
 
 
 def model_folder(spec: ModelSpec, context: Context) -> Path | None:
@@ -99,21 +103,31 @@ def load_model(spec: JobSpec, folder: Path | None, config: Any, task: Task) -> n
     """
     import transformers
 
-    auto = getattr(transformers, task.auto_class)
-    trust = spec.model.trust_remote_code
+    own = task.model_classes.get(config.model_type)
+    kind = getattr(transformers, own or task.auto_class)
+    trust: dict[str, Any] = {} if own else {"trust_remote_code": spec.model.trust_remote_code}
     torch.manual_seed(spec.training.seed)
     try:
-        if folder is None:
-            model = auto.from_config(config, trust_remote_code=trust)
-        else:
-            model = auto.from_pretrained(
-                folder, config=config, trust_remote_code=trust, dtype=torch.float32, ignore_mismatched_sizes=True
+        if folder is not None:
+            model, found = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **loading_options(spec),
+                **trust,
             )
+            mark_new(model, found)
+        else:
+            model = kind(config) if own else kind.from_config(config, **trust)
     except OSError as error:
         raise NotFoundError(f"spec.model.source: {spec.model.source}: {_first_line(error)}") from error
     except ValueError as error:
         raise SpecFault(f"spec.model: cannot be used for {task.name}: {_first_line(error)}") from error
-    model = model.float()
+    model = model.float() if bits_of(spec) is None else model
+    if task.adapt is not None:
+        task.adapt(model)
     model.name_or_path = model.config.name_or_path = base_name(spec.model)  # what an adapter tells of its base
     if spec.model.dropout is not None:
         for module in model.modules():
@@ -172,13 +186,30 @@ def load_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int
         )
     size = asked or fixed or DEFAULT_IMAGE_SIZE
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    if folder is not None and (folder / "preprocessor_config.json").is_file():
+    if folder is not None and any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
         changes = {"size": {"height": height, "width": width}} if asked is not None else {}
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
     channels = getattr(config, "num_channels", 3)
     return ViTImageProcessor(
         size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels
     )
+
+
+def load_detection_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int | None) -> Any:
+    """The image processor beside the model; for a new model its architecture's, scaling to one size if one is known.
+
+    Position embeddings of these architectures fit any size, so ``asked`` (``spec.data.imageSize``) is free.
+    """
+    from transformers import AutoImageProcessor, RTDetrImageProcessor
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    size = asked or (getattr(config, "image_size", None) if folder is None else None)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    changes = {"size": {"height": height, "width": width}} if size else {}
+    if folder is not None and any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
+    known = IMAGE_PROCESSOR_MAPPING.get(type(config), None)
+    return (known["torchvision"] if known else RTDetrImageProcessor)(**changes)
 
 
 def max_length_of(asked: int | None, tokenizer: Any, config: Any) -> int:

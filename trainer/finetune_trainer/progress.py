@@ -4,10 +4,12 @@ The training loop only stores a frozen object; the text is made when somebody as
 """
 
 import datetime as dt
+import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,15 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from finetune_api.job import JobSpec
-from finetune_api.status import Best, EarlyStoppingStatus, LastCheckpoint, Progress, ProgressReport, Stage
+from finetune_api.status import (
+    Best,
+    EarlyStoppingStatus,
+    EvaluationPoint,
+    LastCheckpoint,
+    Progress,
+    ProgressReport,
+    Stage,
+)
 from finetune_api.wiring import PROGRESS_ADDRESS_FILE
 from finetune_trainer.course import Course, RunState
 
@@ -36,6 +46,8 @@ class View:
     samples_per_second: float | None = None
     last_checkpoint: LastCheckpoint | None = None
     resumed_from_step: int = 0
+    lost_steps: int = 0
+    tracking_urls: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reporter:
@@ -93,6 +105,7 @@ class Reporter:
             progress=self._progress(view, now or dt.datetime.now(dt.UTC)),
             metrics={name: value for name, value in metrics.items() if abs(value) < float("inf")},
             best=Best(metric=self.watched, value=best.value, step=best.step) if best else None,
+            evaluations=_points(state.evaluated_values),
             early_stopping=EarlyStoppingStatus(
                 evaluations_without_improvement=state.without_improvement,
                 stopped_at_step=state.step if state.early_stopped else None,
@@ -101,6 +114,8 @@ class Reporter:
             else None,
             last_checkpoint=view.last_checkpoint,
             resumed_from_step=view.resumed_from_step,
+            lost_steps=view.lost_steps,
+            tracking_urls=dict(view.tracking_urls),
         )
 
     def _progress(self, view: View, now: dt.datetime) -> Progress | None:
@@ -145,6 +160,12 @@ class Reporter:
         for key, value in report.metrics.items():
             metric.labels(metric=key).set(value)
         return generate_latest(registry)
+
+
+def _points(values: tuple[tuple[int, float], ...]) -> tuple[EvaluationPoint, ...]:
+    return tuple(
+        EvaluationPoint(step=step, value=float(f"{value:.6g}")) for step, value in values if math.isfinite(value)
+    )
 
 
 def _step_of(checkpoint: LastCheckpoint | None) -> float | None:

@@ -17,6 +17,8 @@ from finetune_api.job import JobSpec
 from finetune_api.status import LastCheckpoint, Result, Stage
 from finetune_trainer import checkpoint
 from finetune_trainer.attempts import record_start
+from finetune_trainer.augmented import augmented_samples
+from finetune_trainer.batch_finder import Search, check_auto, within_memory
 from finetune_trainer.context import Context
 from finetune_trainer.course import RunState, make_course
 from finetune_trainer.data.dataset import Part
@@ -27,10 +29,8 @@ from finetune_trainer.data.prepare import (
     VALIDATION,
     Prepared,
     describe,
-    image_parts,
     prepare_slices,
     require_parts,
-    text_parts,
 )
 from finetune_trainer.distributed import Group, is_sharded, make_accelerator, share_model
 from finetune_trainer.dropout import use_fast_dropout
@@ -41,26 +41,22 @@ from finetune_trainer.heartbeat import Heartbeat
 from finetune_trainer.history import History
 from finetune_trainer.layers import find_layers
 from finetune_trainer.loop import Loop
+from finetune_trainer.materials import Ingredients
 from finetune_trainer.metrics import check_metric, choose_metrics
-from finetune_trainer.models import (
-    load_config,
-    load_model,
-    load_processor,
-    load_tokenizer,
-    max_length_of,
-    model_folder,
-)
+from finetune_trainer.models import load_config, load_model, model_folder
+from finetune_trainer.objectives import Setting, make_objective
 from finetune_trainer.optimizer import build_optimizer
 from finetune_trainer.progress import Reporter
+from finetune_trainer.quantized import check_bits, without_bits
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.snapshot import Checkpointer, load_tensors
 from finetune_trainer.strategies import Rate, apply_strategy
-from finetune_trainer.tasks import Target, Task, task_of
+from finetune_trainer.task import Objective, Task
+from finetune_trainer.tasks import task_of
 from finetune_trainer.tracking import last_words, start_trackers
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BATCH_SIZE = 32
 IMAGE_LOADERS = 8
 """Processes at most that read images ahead for one GPU."""
 
@@ -103,7 +99,9 @@ class Material:
     @property
     def classes(self) -> int:
         """Number of outputs that metrics tell apart."""
-        return len(self.prepared.labels) if self.prepared.labels else int(getattr(self.config, "vocab_size", 1))
+        if self.prepared.labels:
+            return len(self.prepared.labels)
+        return int(getattr(self.config.get_text_config(), "vocab_size", 1))
 
 
 def run(process: Process) -> Result | None:
@@ -121,10 +119,12 @@ def run(process: Process) -> Result | None:
     with last_words(loop.accelerator):
         state = loop.run(state)
         ending = Ending(process.context, material.task, material.prepared, material.parts, material.companion)
-        result = finish(ending, loop, state, build=lambda: build_model(process.spec, material)[0])
+        result = finish(ending, loop, state, build=lambda: build_model(without_bits(process.spec), material)[0])
     with process.heartbeat.pulse():
         group.wait()
         loop.accelerator.end_training()
+        if loop.history is not None:
+            loop.history.close()
     return result
 
 
@@ -136,38 +136,42 @@ def prepare(process: Process) -> Material:
     choose_metrics(task, spec.evaluation.metrics)
     if spec.early_stopping and spec.early_stopping.metric:
         check_metric(task, spec.early_stopping.metric, field="spec.earlyStopping.metric")
+    check_bits(spec, has_gpu=torch.cuda.is_available())
+    check_auto(spec, context.world_size)
     folder = model_folder(spec.model, context)
     prepared = prepare_slices(spec, task, context, beat)
     require_parts(prepared)
     config = load_config(spec.model, folder, task, prepared.labels)
-    if task.reads == "image":
-        processor = load_processor(spec.model, folder, config, spec.data.image_size)
-        channels = getattr(config, "num_channels", 3)
-        parts = image_parts(prepared, task, spec, processor, channels=channels, cache=context.cache, beat=beat)
-        return Material(task, folder, config, processor, prepared, parts, None)
-    tokenizer = load_tokenizer(spec.model, folder, context)
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    max_length = max_length_of(spec.data.max_length, tokenizer, config)
-    parts = text_parts(
-        prepared,
-        task,
-        spec.data,
-        tokenizer,
-        max_length=max_length,
-        has_gpu=torch.cuda.is_available(),
-        masks=spec.training.compile,
-        cache=context.cache,
-        beat=beat,
+    ready = task.material(
+        task, Ingredients(spec, context, folder, config, prepared, beat, has_gpu=torch.cuda.is_available())
     )
-    return Material(task, folder, config, tokenizer, prepared, parts, max_length)
+    return Material(task, folder, config, ready.companion, prepared, ready.parts, ready.max_length)
+
+
+def objective_of(process: Process, material: Material, group: Group, device: torch.device) -> Objective:
+    """What training minimises: the task's objective, and what the spec wraps around it."""
+    return make_objective(
+        Setting(
+            spec=process.spec,
+            context=process.context,
+            task=material.task,
+            prepared=material.prepared,
+            train=material.parts[TRAIN],
+            config=material.config,
+            companion=material.companion,
+            max_length=material.max_length,
+            group=group,
+            device=device,
+            beat=process.heartbeat.beat,
+        )
+    )
 
 
 def build_model(spec: JobSpec, material: Material) -> tuple[nn.Module, tuple[Rate, ...]]:
     """The model as it starts, with its strategy applied, on the CPU; the same on every rank."""
     model = load_model(spec, material.folder, material.config, material.task)
     torch.manual_seed(spec.training.seed)
-    has_new_head = material.task.target != Target.TOKENS
+    has_new_head = material.task.has_new_head
     return apply_strategy(model, spec.strategy, has_new_head=has_new_head, revision=spec.model.revision)
 
 
@@ -183,19 +187,39 @@ def assemble(
         inner.compile(dynamic=True)
     elif accelerator.device.type == "cpu":
         use_fast_dropout(inner)
+    objective = objective_of(process, material, group, accelerator.device)
+    cost = pass_cost(accelerator.device, sharded=is_sharded(spec, group.size))
+    if spec.training.batch_size == "auto":
+        cost = within_memory(
+            cost,
+            Search(
+                spec=spec,
+                model=inner.to(accelerator.device),
+                objective=objective,
+                part=material.parts[TRAIN],
+                device=accelerator.device,
+                autocast=accelerator.autocast,
+                group=group,
+                local_processes=context.local_world_size,
+                beat=process.heartbeat.beat,
+            ),
+            context.run.passes,
+            context.run.attempts,
+        )
     model = share_model(inner, find_layers(inner).modules, spec, accelerator)
     optimizer = accelerator.prepare_optimizer(build_optimizer(inner, rates, spec.training))
     state = resume(process, group, accelerator, inner, optimizer)
     train, size = material.parts[TRAIN], batch_size_of(spec)
-    epoch = epoch_batches(len(train), train.padded_lengths, size, seed=spec.training.seed, epoch=0)
+    epoch = epoch_batches(len(train), train.at(0).padded_lengths, size, seed=spec.training.seed, epoch=0)
     watched = (spec.early_stopping.metric if spec.early_stopping else None) or task.monitor
     workers = _loader_workers(context, task)
-    cost = pass_cost(accelerator.device, sharded=is_sharded(spec, group.size))
     history = History(context.run.history, resumed_step=state.step) if context.is_main else None
-    start_trackers(accelerator, context)
+    if history is not None:
+        process.reporter.set(lost_steps=history.lost_steps)
+    process.reporter.set(tracking_urls=start_trackers(accelerator, context))
     loop = Loop(
         spec=spec,
-        task=task,
+        objective=objective,
         model=model,
         inner=inner,
         optimizer=optimizer,
@@ -217,6 +241,7 @@ def assemble(
             workers=workers,
             beat=process.heartbeat.beat,
             is_stopped=lambda: process.stop.is_set,
+            companion=material.companion,
         ),
         watched=watched,
         checkpointer=_checkpointer(process, group, history),
@@ -257,8 +282,7 @@ def resume(
 
 def batch_size_of(spec: JobSpec) -> BatchSize:
     """What one optimizer step takes, over all processes."""
-    tokens = spec.training.tokens_per_batch
-    return BatchSize(None if tokens else spec.training.batch_size or DEFAULT_BATCH_SIZE, tokens)
+    return BatchSize(spec.training.samples_per_batch, spec.training.tokens_per_batch)
 
 
 def evaluation_size(spec: JobSpec, training: BatchSize, world_size: int) -> BatchSize:
@@ -295,7 +319,7 @@ def _checkpointer(process: Process, group: Group, history: History | None) -> Ch
 
 def _loader_workers(context: Context, task: Task) -> int:
     """Processes that read ahead: worth it for images on a GPU; texts are ready, and a CPU run has no core to spare."""
-    if task.reads != "image" or not torch.cuda.is_available():
+    if not task.reads_images or not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) // max(1, context.local_world_size)
     return max(0, min(IMAGE_LOADERS, cores - 1))
@@ -316,6 +340,9 @@ def describe_run(context: Context, material: Material, inner: nn.Module, rates: 
         }
         for rate in rates
     ]
+    described["augmented"] = augmented_samples(
+        material.parts[TRAIN], material.prepared.slices[TRAIN], material.companion
+    )
     context.run.root.mkdir(parents=True, exist_ok=True)
     context.run.preparation.write_text(json.dumps(described, indent=1))
     log.info("samples %s; %d of %d parameters are trained", described["samples"], trainable, total)

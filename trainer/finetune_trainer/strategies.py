@@ -1,13 +1,12 @@
 """What is trained, and how fast: freezing, learning rates by depth, LoRA. Wraps any task and any architecture."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from finetune_api.job import LearningRate, Lora, Strategy
+from finetune_api.job import LearningRate, Strategy
+from finetune_trainer.adapters import add_adapter
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.layers import Group, Layers, find_layers
 
@@ -43,7 +42,7 @@ def apply_strategy(
     """
     layers = find_layers(model)
     if strategy.lora is not None:
-        model = add_adapter(model, layers, strategy.lora, has_new_head=has_new_head, revision=revision)
+        model = add_adapter(model, strategy.lora, has_new_head=has_new_head, revision=revision)
         layers = find_layers(model)
     else:
         _freeze(layers, strategy)
@@ -104,69 +103,6 @@ def rate_at(rate: LearningRate, depth: int, top: int) -> float:
         return rate.bottom + (rate.top - rate.bottom) * depth / top
     assert rate.value is not None
     return rate.value * (rate.layer_decay or 1.0) ** (top - depth)
-
-
-def add_adapter(
-    model: nn.Module, layers: Layers, lora: Lora, *, has_new_head: bool, revision: str | None = None
-) -> nn.Module:
-    """The model with a LoRA adapter on ``targetModules``, and with a new head trained whole.
-
-    Raises:
-        SpecFault: A name in ``targetModules`` matches no module.
-    """
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=_targets(model, layers, lora.target_modules),
-        modules_to_save=_head_modules(model) if has_new_head else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's weights lie transposed
-    )
-    adapted: nn.Module = get_peft_model(model, config, revision=revision)
-    return adapted
-
-
-def _targets(model: nn.Module, layers: Layers, asked: Sequence[str] | None) -> str | list[str]:
-    """PEFT's ``target_modules``: names asked for, or a pattern of all projections and convolutions in the layers."""
-    if asked is None:
-        inside = {_without_index(name) for name in _adaptable(layers)}
-        return rf".*{re.escape(layers.path)}\.\d+\.({'|'.join(sorted(map(re.escape, inside)))})"
-    names = [name for name, _ in model.named_modules()]
-    for target in asked:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in _adaptable(layers)}))
-            raise SpecFault(f"spec.strategy.lora.targetModules: no module is named {target!r}; there are {known}")
-    return list(asked)
-
-
-def _adaptable(layers: Layers) -> list[str]:
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (nn.Linear, nn.Conv2d, Conv1D)
-    return [
-        f"{index}.{name}"
-        for index, layer in enumerate(layers.modules)
-        for name, module in layer.named_modules()
-        if isinstance(module, kinds)
-    ]
-
-
-def _without_index(name: str) -> str:
-    return name.partition(".")[2]
-
-
-def _head_modules(model: nn.Module) -> list[str]:
-    """Modules beside the backbone that have weights of their own: the task's head, new to the checkpoint."""
-    backbone = getattr(model, "base_model", None)
-    shared = {id(parameter) for parameter in backbone.parameters()} if backbone is not None else set()
-    return [
-        name
-        for name, module in model.named_children()
-        if module is not backbone and any(id(parameter) not in shared for parameter in module.parameters())
-    ]
 
 
 def set_training(model: nn.Module) -> None:

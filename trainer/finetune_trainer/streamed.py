@@ -41,21 +41,39 @@ class Auroc(Metric):
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Take in logits (n, C) and the classes: ids (n,) or 0/1 (n, C)."""
-        classes = logits.shape[1]
-        scores = log_odds(logits) + math.log(max(1, classes - 1)) if self._exclusive else logits.double()
-        right = one_hot(target, classes) if self._exclusive else target
-        place = ((scores * _FINEST).asinh().nan_to_num(0.0) / _LIMIT + 1) * (self._bins / 2)
-        bins = place.clamp(0, self._bins - 1).long()
-        cells = ((right * classes + torch.arange(classes, device=logits.device)) * self._bins + bins).flatten()
+        cells = auroc_cells(logits, target, bins=self._bins, exclusive=self._exclusive)
         self.counts.view(-1).index_add_(0, cells, torch.ones_like(cells))
 
     def compute(self) -> Tensor:
         """() float64."""
         others, own = self.counts.double()
-        pairs = own.sum(-1) * others.sum(-1)
-        below = others.cumsum(-1) - others / 2
-        areas = (own * below).sum(-1)[pairs > 0] / pairs[pairs > 0]
-        return areas.mean() if len(areas) else torch.tensor(0.5, dtype=torch.float64)
+        return auroc_area(others, own)
+
+
+def auroc_cells(logits: Tensor, target: Tensor, *, bins: int, exclusive: bool) -> Tensor:
+    """Cells (n × C,) of a histogram (2, C, bins), without the class and with it, that each sample's classes fall into.
+
+    Args:
+        logits: (n, C).
+        target: Ids (n,), or 0/1 (n, C).
+        bins: Bins of log-odds a class.
+        exclusive: One of the classes is right (softmax), else any may be (sigmoid).
+    """
+    classes = logits.shape[1]
+    scores = log_odds(logits) + math.log(max(1, classes - 1)) if exclusive else logits.double()
+    right = one_hot(target, classes) if exclusive else target.long()
+    place = ((scores * _FINEST).asinh().nan_to_num(0.0) / _LIMIT + 1) * (bins / 2)
+    found = place.clamp(0, bins - 1).long()
+    return ((right * classes + torch.arange(classes, device=logits.device)) * bins + found).flatten()
+
+
+def auroc_area(others: Tensor, own: Tensor) -> Tensor:
+    """Area under the curve, mean of the classes, from histograms without and with the class: (…, C, bins) to (…)."""
+    pairs = own.sum(-1) * others.sum(-1)
+    below = others.cumsum(-1) - others / 2
+    areas = torch.where(pairs > 0, (own * below).sum(-1) / pairs.clamp(min=1e-9), 0.0)
+    found = (pairs > 0).sum(-1)
+    return torch.where(found > 0, areas.sum(-1) / found.clamp(min=1), 0.5)
 
 
 def log_odds(logits: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune_trainer.data.columns import FIELDS
+from finetune_trainer.data.columns import FIELDS, TEXT_ROLES
 from finetune_trainer.errors import DataError, NotFoundError
 
 
 def checked(batch: pa.RecordBatch, path: Path, name: str) -> pa.RecordBatch:
     """``batch`` of the file at ``path``, its images' paths made absolute. Raises DataError or NotFoundError."""
-    for role in set(batch.schema.names) & {"text", "text_pair", "image"}:
+    for role in set(batch.schema.names) & (TEXT_ROLES | {"image", "messages"}):
         _check_filled(batch, role, name)
     if "label" in batch.schema.names:
         _check_labels(batch, name)

@@ -5,8 +5,11 @@ field of the spec that names it; names of the user's are in double quotes.
 """
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import pyarrow as pa
 
 from finetune_trainer.errors import DataError
 
@@ -18,8 +21,16 @@ FIELDS = {
     "text_pair": "spec.data.columns.textPair",
     "label": "spec.data.columns.label",
     "image": "spec.data.columns.image",
+    "objects": "spec.data.columns.objects",
+    "messages": "spec.data.columns.messages",
+    "prompt": "spec.data.columns.prompt",
+    "completion": "spec.data.columns.completion",
 }
 """Role → field of the spec that names its column."""
+JSON_ROLES = frozenset({"objects", "messages"})
+"""Roles whose values are nested; the table has them as JSON text."""
+TEXT_ROLES = frozenset({"text", "text_pair", "prompt", "completion"})
+"""Roles whose values are texts, which may not be empty."""
 
 _SHOWN = 12
 """Names that a message lists at most."""
@@ -63,6 +74,12 @@ def show(value: object) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def json_array(values: Iterable[Any]) -> pa.Array:
+    """Nested values as JSON text; what is text already is kept."""
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    return pa.array(texts, pa.string())
 
 
 def culprit(build: Callable[[Any], object], values: Any) -> tuple[int, Exception]:

@@ -1,7 +1,8 @@
 """Samples ready for the model: a torch Dataset of encoded texts or of images, fetched a batch at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from finetune_trainer.data.augment.mixing import Mixing, mix_batch
+from finetune_trainer.data.augment.turns import Turns
 from finetune_trainer.data.order import BatchSize, Indices
 from finetune_trainer.data.passes import Key, Passes, Share
-from finetune_trainer.tasks import IGNORED, Target
+from finetune_trainer.task import IGNORED, Target
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class Batch:
     ``is_counted`` false: it is computed and left out of loss and metrics.
     """
 
-    inputs: dict[str, Tensor]
-    target: Tensor
+    inputs: dict[str, Any]
+    target: Any
+    """What is to be predicted (see ``Target``): a tensor, or tensors in lists, tuples and dicts."""
     indices: Indices
     is_counted: bool = True
 
@@ -32,13 +36,25 @@ class Batch:
         """The batch on ``device``."""
         if device.type == "cpu":
             return self
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Batch(inputs, self.target.to(device, non_blocking=True), self.indices, self.is_counted)
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (DataLoader calls this)."""
-        inputs = {name: value.pin_memory() for name, value in self.inputs.items()}
-        return Batch(inputs, self.target.pin_memory(), self.indices, self.is_counted)
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, inputs=map_tensors(change, self.inputs), target=map_tensors(change, self.target))
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``value`` with every tensor in it changed, through lists, tuples and dicts; all else is kept."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: map_tensors(change, each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(change, each) for each in value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,8 @@ class Encoded:
     """(N,) where the second text of a pair starts; None if the model does not tell the two apart."""
     truncated: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     """(N,) whether something of the text was cut off; None if nobody looked."""
+    targets: np.ndarray[Any, np.dtype[np.int32]] | None = None
+    """Target of every token, flat as ``ids``, IGNORED where there is none; None if each is its own."""
 
     @property
     def lengths(self) -> Indices:
@@ -70,6 +88,10 @@ class Part(Dataset[list[Batch]]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def at(self, epoch: int) -> "Part":  # noqa: ARG002 - most parts are the same in every epoch
+        """The part as ``epoch`` has it: its lengths are those of the epoch's texts."""
+        return self
 
     def __getitem__(self, key: Key) -> list[Batch]:
         return self.__getitems__([[key]])
@@ -94,21 +116,28 @@ class TextPart(Part):
     rows: Indices
     encoded: Encoded
     targets: Tensor | None
-    """(N, …) target of every row of the source; None if the tokens are the target."""
+    """(N, …) target of every row of the source; None if the tokens have targets."""
     pad_id: int
     fixed_length: int | None = None
     multiple: int = 1
     always_mask: bool = False
+    turns: Turns | None = None
+    """Training only: which row an epoch reads for each sample, if texts have variants."""
     lengths: Indices = field(init=False)
     padded_lengths: Indices = field(init=False)
 
     def __post_init__(self) -> None:
         lengths = self.encoded.lengths[self.rows]
-        padded = np.full_like(lengths, self.fixed_length) if self.fixed_length else _round_up(lengths, self.multiple)
+        longest = self.encoded.lengths.reshape(self.turns.versions, -1).max(axis=0) if self.turns else lengths
+        padded = np.full_like(longest, self.fixed_length) if self.fixed_length else _round_up(longest, self.multiple)
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "padded_lengths", padded)
 
-    def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:  # noqa: ARG002 - texts are always the same
+    def at(self, epoch: int) -> "TextPart":
+        """Of texts that have variants, those whose turn it is."""
+        return self if self.turns is None else replace(self, rows=self.turns.rows(epoch), turns=None)
+
+    def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:  # noqa: ARG002 - see ``at``
         """Padded ids; the mask is left out where nothing is padded (attention is faster without one)."""
         lengths = self.lengths[indices]
         width = int(self.padded_lengths[indices].max())
@@ -124,8 +153,17 @@ class TextPart(Part):
         if self.encoded.second is not None:
             types = (positions >= self.encoded.second[rows][:, None]) & mask
             inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64))
-        target = self.targets[rows] if self.targets is not None else torch.from_numpy(np.where(mask, ids, IGNORED))
+        target = self.targets[rows] if self.targets is not None else torch.from_numpy(self._tokens(rows, ids, mask))
         return Batch(inputs, target, indices, is_counted)
+
+    def _tokens(self, rows: Indices, ids: Indices, mask: "np.ndarray[Any, np.dtype[np.bool_]]") -> Indices:
+        """Target of each token (n, T)."""
+        wanted, offsets = self.encoded.targets, self.encoded.offsets
+        if wanted is None:
+            return np.where(mask, ids, IGNORED)
+        targets = np.full_like(ids, IGNORED)
+        targets[mask] = np.concatenate([wanted[offsets[row] : offsets[row + 1]] for row in rows])
+        return targets
 
 
 def _round_up(lengths: Indices, multiple: int) -> Indices:
@@ -147,16 +185,25 @@ class ImagePart(Part):
     """PIL images → pixel values (n, C, H, W) float32."""
     augment: Callable[[Any, int, int], Any] | None = None
     """(image, epoch, index) → changed image; a function of the three and of the run's seed."""
+    mixing: Mixing | None = None
+    """Mixes each image with another sample's; the target is then a dict (see ``mixing.mix_batch``)."""
     lengths: None = None
     padded_lengths: None = None
 
     def batch(self, epoch: int, indices: Indices, *, is_counted: bool) -> Batch:
         """Pixel values of these images."""
+        pixels, target = self._fetch(epoch, indices)
+        if self.mixing is not None:
+            pixels, target = mix_batch(self.mixing, epoch, indices, pixels, target, partial(self._fetch, epoch))
+        return Batch({"pixel_values": pixels}, target, indices, is_counted)
+
+    def _fetch(self, epoch: int, indices: Indices) -> tuple[Tensor, Any]:
+        """Pixel values (n, C, H, W) and targets (n, …)."""
         rows = self.rows[indices]
         images = [self.read(Path(self.paths[row])) for row in rows.tolist()]
         if self.augment is not None:
             images = [self.augment(image, epoch, int(index)) for image, index in zip(images, indices, strict=True)]
-        return Batch({"pixel_values": self.process(images)}, self.targets[rows], indices, is_counted)
+        return self.process(images), self.targets[rows]
 
 
 def load_batches(
@@ -189,5 +236,5 @@ def _same(passes: list[Batch]) -> list[Batch]:
 
 def targets_tensor(target: Target, values: Any) -> Tensor:
     """Targets of all rows as a tensor: ids (N,) int64, 0/1 (N, C) float32 or numbers (N,) float32."""
-    dtype = torch.int64 if target == Target.CLASS else torch.float32
+    dtype = torch.int64 if target in {Target.CLASS, Target.PAIRS} else torch.float32
     return torch.tensor(values, dtype=dtype)

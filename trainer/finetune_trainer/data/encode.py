@@ -40,7 +40,7 @@ def encode_texts(
     identity = {
         "format": _FORMAT,
         "texts": dict(key),
-        "tokenizer": _fingerprint(tokenizer),
+        "tokenizer": fingerprint(tokenizer),
         "maxLength": max_length,
         "end": end_id,
     }
@@ -49,12 +49,13 @@ def encode_texts(
         "tokens",
         identity,
         build=lambda folder: _build(folder, table, tokenizer, max_length, end_id, beat),
-        load=_load,
+        load=load_encoded,
         beat=beat,
     )
 
 
-def _fingerprint(tokenizer: Any) -> str:
+def fingerprint(tokenizer: Any) -> str:
+    """What identifies a tokenizer: its whole content, not its name."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content = json.dumps(tokenizer.get_vocab(), sort_keys=True)
@@ -122,8 +123,11 @@ def _truncated(ids: list[list[int]], encodings: list[Any] | None, limit: int) ->
     return [full and bool(one.overflowing) for full, one in zip(is_full, encodings, strict=True)]
 
 
-def _load(folder: Path) -> Encoded:
+def load_encoded(folder: Path) -> Encoded:
+    """What a cache's entry holds: its ids, and perhaps where second texts begin and targets of tokens."""
     offsets = np.load(folder / "offsets.npy")
     ids = np.memmap(folder / "ids.bin", np.int32, "r", shape=(int(offsets[-1]),))
-    second = folder / "second.npy"
-    return Encoded(ids, offsets, np.load(second) if second.exists() else None, np.load(folder / "truncated.npy"))
+    second, file = folder / "second.npy", folder / "targets.bin"
+    targets = np.memmap(file, np.int32, "r", shape=ids.shape) if file.exists() else None
+    starts = np.load(second) if second.exists() else None
+    return Encoded(ids, offsets, starts, np.load(folder / "truncated.npy"), targets)

@@ -22,6 +22,11 @@ def read_image_folder(source: Source, roles: Roles, field: str) -> Iterator[pa.R
         columns = {"image": pa.array([str(source.root / name) for name in chunk], pa.string())}
         if "label" in roles:
             columns["label"] = pa.array([_class(name, source, field) for name in chunk], pa.string())
+        if other := set(roles) - set(columns):
+            raise DataError(
+                f"{field}: {source.root} is a folder of images, which has no {' or '.join(sorted(other))};"
+                " bring a CSV, JSON Lines or Parquet file that names the images"
+            )
         yield pa.record_batch({**columns, "row": pa.array([0] * len(chunk), pa.int64())})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune_trainer.data.columns import FIELDS, Roles, culprit, missing_column
+from finetune_trainer.data.columns import FIELDS, JSON_ROLES, Roles, culprit, json_array, missing_column
 from finetune_trainer.data.label_values import is_text, label_column
 from finetune_trainer.errors import DataError
 
@@ -40,6 +40,8 @@ def _batch(batch: pa.RecordBatch, first: int, name: str, roles: Roles) -> pa.Rec
 
 def _column(role: str, column: pa.Array, first: int, name: str) -> pa.Array:
     try:
+        if role in JSON_ROLES:
+            return json_array(column.to_pylist())
         normal = label_column(column) if role == "label" else _text_column(column)
     except TypeError as error:
         raise DataError(f"{FIELDS[role]}: column of {name} {error}") from error

@@ -26,7 +26,9 @@ class PassCost:
     overhead_tokens: int
     """Tokens that could be computed in the time that a pass takes whatever is in it."""
     most_tokens: int | None = None
-    """Larger passes cost more a token; None where they do not."""
+    """Larger passes cost more a token, or take more memory than there is; None where they do not."""
+    most_samples: int | None = None
+    """Samples that one process has memory for at once, however short; None where nobody looked."""
 
 
 CPU_COST = PassCost(overhead_tokens=64, most_tokens=1024)
@@ -57,10 +59,15 @@ class Share:
             size: What a full batch holds.
         """
         if lengths is None:
-            passes = np.array_split(batch, min(self.parts, len(batch)))
+            passes = np.array_split(batch, min(self._parts_of(len(batch)), len(batch)))
         else:
             passes = np.split(batch, self._ends(lengths[batch], size)[:-1])
         return [samples[self.rank :: self.world_size] for samples in passes]
+
+    def _parts_of(self, samples: int) -> int:
+        """Passes that a batch of so many samples that are all alike is cut into."""
+        most = self.cost.most_samples
+        return self.parts if most is None else max(self.parts, -(-samples // (most * self.world_size)))
 
     def _ends(self, widths: Indices, size: BatchSize) -> list[int]:
         """Where the passes end that cost least, among samples of these widths (falling)."""
@@ -84,6 +91,8 @@ class Share:
         for tokens in (size.tokens // each if size.tokens is not None else None, self.cost.most_tokens):
             if tokens is not None:
                 rows = np.minimum(rows, tokens // widths)
+        if self.cost.most_samples is not None:
+            rows = np.minimum(rows, self.cost.most_samples)
         return np.maximum(1, rows)
 
 

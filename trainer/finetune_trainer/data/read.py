@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from finetune_trainer.cleaning.empty import LeftOut
 from finetune_trainer.data.cache import Beat, cached, no_beat
 from finetune_trainer.data.checks import check_label_type, checked
 from finetune_trainer.data.columns import Roles
@@ -25,6 +26,7 @@ from finetune_trainer.errors import DataError, Denied, NotFoundError
 _FORMAT = 1
 """Version of the cache's entries; raise it when what is written changes."""
 _DATA = "samples.arrow"
+_LEFT_OUT = "left-out.jsonl"
 _READERS: Mapping[str, Callable[[Path, str, Roles], Iterator[pa.RecordBatch]]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
@@ -45,6 +47,8 @@ class Samples:
     """Names of the files, relative to the source; none for a folder of images."""
     key: Mapping[str, Any]
     """What identifies the samples, as JSON: for the keys of what is prepared from them."""
+    left_out: Path | None = None
+    """JSON Lines file of the rows that were left out because they lack something; None if that was an error."""
 
     def origin(self, index: int) -> str:
         """Where the sample was read: ``reviews.csv:17``, or ``cat/7.png`` in a folder of images."""
@@ -62,6 +66,8 @@ def read_samples(
     cache: Path,
     field: str,
     beat: Beat = no_beat,
+    drop_empty: bool = False,
+    needs_label: bool = True,
 ) -> Samples:
     """The samples under ``path``, a file or a folder of files.
 
@@ -72,6 +78,8 @@ def read_samples(
         cache: Folder of prepared data; the table is kept there under the files' names, sizes and times.
         field: Field of the spec that names the source, for messages.
         beat: Called for every batch, and while another process prepares the same.
+        drop_empty: Leave out rows that lack something (an empty text, a label, an image's file); else it is an error.
+        needs_label: Whether an empty label is one that is missing.
 
     Raises DataError, with file and line, for what is wrong with the data.
     """
@@ -82,13 +90,21 @@ def read_samples(
         "format": source.format,
         "roles": dict(roles),
         "files": _fingerprint(source),
+        **({"complete": {"label": needs_label}} if drop_empty else {}),
     }
+
+    def build(folder: Path) -> None:
+        if not drop_empty:
+            return _write(folder / _DATA, source, roles, field, beat)
+        with (folder / _LEFT_OUT).open("w", encoding="utf-8") as file:
+            return _write(folder / _DATA, source, roles, field, beat, LeftOut(file, needs_label=needs_label))
+
     return cached(
         cache,
         "samples",
         key,
-        build=lambda folder: _write(folder / _DATA, source, roles, field, beat),
-        load=lambda folder: _load(folder / _DATA, key),
+        build=build,
+        load=lambda folder: load_samples(folder / _DATA, key, folder / _LEFT_OUT if drop_empty else None),
         beat=beat,
     )
 
@@ -110,18 +126,20 @@ def _file_fingerprint(path: Path, name: str) -> tuple[str, int, int]:
     return name, status.st_size, status.st_mtime_ns
 
 
-def _load(path: Path, key: Mapping[str, Any]) -> Samples:
+def load_samples(path: Path, key: Mapping[str, Any], left_out: Path | None = None) -> Samples:
+    """Samples that were written to an Arrow file, mapped into memory; ``key`` and ``left_out`` as in ``Samples``."""
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
     table.validate()
-    return Samples(table, tuple(json.loads(table.schema.metadata[b"files"])), key)
+    return Samples(table, tuple(json.loads(table.schema.metadata[b"files"])), key, left_out)
 
 
-def _write(path: Path, source: Source, roles: Roles, field: str, beat: Beat) -> None:
-    batches = _batches(source, roles, field)
+def _write(path: Path, source: Source, roles: Roles, field: str, beat: Beat, left_out: LeftOut | None = None) -> None:
+    batches = _batches(source, roles, field, left_out)
     first = next(batches, None)
     if first is None:
-        raise DataError(f"{field}: {source.root} has no samples; the data set is empty")
+        found = "no sample that is complete" if left_out else "no samples; the data set is empty"
+        raise DataError(f"{field}: {source.root} has {found}")
     names = [] if source.format == "imagefolder" else source.names
     schema = first.schema.with_metadata({"files": json.dumps(names)})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -131,7 +149,7 @@ def _write(path: Path, source: Source, roles: Roles, field: str, beat: Beat) -> 
             beat()
 
 
-def _batches(source: Source, roles: Roles, field: str) -> Iterator[pa.RecordBatch]:
+def _batches(source: Source, roles: Roles, field: str, left_out: LeftOut | None) -> Iterator[pa.RecordBatch]:
     """Checked batches of all files, with the columns of ``Samples.table``; labels are of one type throughout."""
     if source.format == "imagefolder":
         yield from (_with_file(batch, 0) for batch in read_image_folder(source, roles, field))
@@ -139,7 +157,10 @@ def _batches(source: Source, roles: Roles, field: str) -> Iterator[pa.RecordBatc
     label_type: pa.DataType | None = None
     for index, name in enumerate(source.names):
         for batch in _READERS[source.format](source.path(name), name, roles):
-            whole = checked(batch, source.path(name), name)
+            sifted = left_out.sift(batch, source.path(name), name) if left_out else batch
+            if not len(sifted):
+                continue
+            whole = checked(sifted, source.path(name), name)
             if "label" in roles:
                 label_type = label_type or whole["label"].type
                 check_label_type(whole, label_type, name)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
-from finetune_trainer.data.columns import FIELDS, Roles, culprit, missing_column, show
+from finetune_trainer.data.columns import FIELDS, JSON_ROLES, Roles, culprit, json_array, missing_column, show
 from finetune_trainer.data.label_values import label_array
 from finetune_trainer.errors import DataError
 
@@ -155,7 +155,7 @@ def _batch(lines: list[int], rows: list[tuple[Any, ...]], name: str, roles: Role
 
 
 def _column(role: str, values: tuple[Any, ...], lines: list[int], name: str) -> pa.Array:
-    build = label_array if role == "label" else _text_array
+    build = label_array if role == "label" else json_array if role in JSON_ROLES else _text_array
     try:
         return build(values)
     except (TypeError, ValueError):

@@ -26,7 +26,30 @@ _PIPELINES = {
     "text-regression": "text-classification",
     "causal-lm": "text-generation",
     "image-classification": "image-classification",
+    "object-detection": "object-detection",
+    "image-captioning": "image-to-text",
+    "image-text-matching": "zero-shot-image-classification",
 }
+"""Task → ``pipeline_tag`` of the hub."""
+_CAPTIONING = """\
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "path/to/this/folder"
+model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+inputs = processor(images=Image.open("picture.png").convert("RGB"), return_tensors="pt")
+print(processor.batch_decode(model.generate(**inputs, max_new_tokens=50), skip_special_tokens=True)[0])"""
+_MATCHING = """\
+import transformers
+from PIL import Image
+
+folder = "path/to/this/folder"
+config, processor = (getattr(transformers, name).from_pretrained(folder) for name in ("AutoConfig", "AutoProcessor"))
+model = getattr(transformers, config.architectures[0]).from_pretrained(folder)
+picture, texts = Image.open("picture.png").convert("RGB"), ["One text.", "Another text."]
+inputs = processor(images=picture, text=texts, padding=True, return_tensors="pt")
+is_blip = config.model_type == "blip"
+print(model(**inputs, use_itm_head=False).itm_score if is_blip else model(**inputs).logits_per_image)"""
 _HUB = "hf://"
 MAX_LABELS = 50
 
@@ -131,6 +154,10 @@ def _labels(evaluation: FinalEvaluation, preparation: Preparation | None) -> tup
 
 def usage(job: FineTuneJob) -> str:
     """Python that loads the model and applies it once."""
+    if job.spec.task == "image-captioning":
+        return _CAPTIONING
+    if job.spec.task == "image-text-matching":
+        return _MATCHING
     arguments = [f'"{_PIPELINES[job.spec.task]}"', "model=folder"]
     if job.spec.model.trust_remote_code:
         arguments.append("trust_remote_code=True")
@@ -152,6 +179,8 @@ def _call(job: FineTuneJob) -> list[str]:
         if job.spec.data.columns.text_pair
         else '"A text."'
     )
+    if job.spec.task == "object-detection":
+        return ['print(model("picture.png"))  # [{"box": {"xmin": …}, "label": …, "score": …}, …]']
     if job.spec.task == "image-classification":
         return ['print(model("picture.png"))  # [{"label": …, "score": …}, …], the most probable first']
     if job.spec.task == "causal-lm":

@@ -14,6 +14,8 @@ from finetune_api import FineTuneJob
 from finetune_api.status import Result
 from finetune_api.wiring import RunFolder
 from finetune_trainer.report import tables, words
+from finetune_trainer.report.augmented import augmented_texts
+from finetune_trainer.report.cleaning import CleaningRecord, case_rows, found_rows
 from finetune_trainer.report.curves import metric_names
 from finetune_trainer.report.history import History, read_history
 from finetune_trainer.report.pictures import draw_pictures
@@ -53,8 +55,9 @@ def write_report(run: RunFolder, job: FineTuneJob, result: Result | None, *, now
     history, attempts = read_history(run.history), read_attempts(run.attempts)
     evaluation, evaluation_notes = read_record(run.evaluation, FinalEvaluation)
     preparation, preparation_notes = read_record(run.preparation, Preparation)
+    cleaning, cleaning_notes = read_record(run.cleaning, CleaningRecord)
     resumed = tuple(dict.fromkeys(start.from_step for start, _ in attempts if start.from_step))
-    pictures = draw_pictures(job, result, history, evaluation, resumed)
+    pictures = draw_pictures(job, result, history, evaluation, resumed, preparation)
     _write_pictures(run.pictures, pictures)
     page = (
         environment(autoescape=True)
@@ -63,7 +66,7 @@ def write_report(run: RunFolder, job: FineTuneJob, result: Result | None, *, now
             job=job,
             spec=job_yaml(job),
             written=words.moment(now),
-            notes=(*evaluation_notes, *preparation_notes),
+            notes=(*evaluation_notes, *preparation_notes, *cleaning_notes),
             outcome=words.outcome(job, result, history, attempts),
             verdict=_verdict(result),
             colours=COLOURS,
@@ -76,7 +79,12 @@ def write_report(run: RunFolder, job: FineTuneJob, result: Result | None, *, now
             evaluation_metrics=_evaluation_metrics(history),
             attempts=tables.attempt_rows(attempts, history.last_step, finished=result is not None, now=now),
             examples=tables.example_rows(evaluation),
+            shown=tables.shown_rows(evaluation),
             preparation=preparation,
+            augmented=augmented_texts(preparation),
+            cleaning=cleaning,
+            found=found_rows(cleaning) if cleaning else [],
+            cases=case_rows(cleaning) if cleaning else [],
             class_counts=tables.class_counts(preparation) if preparation else None,
             confusion=tables.confusion_of(evaluation),
         )
@@ -94,13 +102,19 @@ def _verdict(result: Result | None) -> str:
     return {"Completed": "Completed", "EarlyStopped": "Stopped early"}[result.reason] if result else "Not finished"
 
 
-def _metric_tiles(result: Result | None, evaluation: FinalEvaluation | None) -> list[tuple[str, str, str]]:
-    """(name, value, value on the validation set or empty) of each metric; the loss comes last."""
+def _metric_tiles(result: Result | None, evaluation: FinalEvaluation | None) -> list[tuple[str, str, str, str]]:
+    """(name, value, interval or empty, value on the validation set or empty) of each metric; the loss comes last."""
     metrics: Metrics = dict(result.metrics) if result and result.metrics else {}
     metrics = metrics or (evaluation.metrics if evaluation else {})
     beside = evaluation.validation if evaluation and evaluation.part != "validation" else {}
+    intervals, share = (evaluation.intervals, evaluation.confidence) if evaluation else ({}, 0.0)
     return [
-        (words.metric_name(name), words.measure(metrics[name]), words.measure(beside[name]) if name in beside else "")
+        (
+            words.metric_name(name),
+            words.measure(metrics[name]),
+            words.interval(intervals.get(name), share),
+            words.measure(beside[name]) if name in beside else "",
+        )
         for name in sorted(metrics, key=lambda name: name == "loss")
     ]
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
+from finetune_api.intervals import Interval
+
 Metrics = dict[str, float | None]
 Target = str | float | tuple[str, ...] | None
 
@@ -58,6 +60,21 @@ class Example(Record):
     """Its loss."""
 
 
+class Shown(Record):
+    """What the model made of a sample."""
+
+    origin: str = ""
+    """File and line it came from."""
+    given: str = ""
+    """Text that the model was given."""
+    image: str | None = None
+    """Picture as a data URI."""
+    expected: str = ""
+    """What the data says."""
+    predicted: str = ""
+    """What the model says."""
+
+
 class FinalEvaluation(Record):
     """``evaluation.json``: the exported model on the test set."""
 
@@ -67,12 +84,18 @@ class FinalEvaluation(Record):
     """Metrics on that part."""
     validation: Metrics = {}
     """Metrics of the same checkpoint on the validation set."""
+    intervals: dict[str, Interval] = {}
+    """Confidence interval of each metric that has one."""
+    confidence: float = 0.95
+    """Share of resamples of that part that lie within."""
     labels: tuple[str, ...] | None = None
     """Class names, in the order of the confusion matrix."""
     confusion: tuple[tuple[int, ...], ...] | None = None
     """Samples by expected (row) and predicted (column) class."""
     residuals: Residuals | None = None
     """Regression only."""
+    examples: tuple[Shown, ...] = ()
+    """What the model made of the first samples of that part."""
     worst: tuple[Example, ...] = ()
     """The samples of the greatest loss, the worst first."""
 
@@ -112,6 +135,17 @@ class RateGroup(Record):
     """How many."""
 
 
+class Augmented(Record):
+    """A training sample as it was read, and as training changes it: images (data URIs) or texts, the original first."""
+
+    origin: str = ""
+    """File and line it came from."""
+    images: tuple[str, ...] = ()
+    """Of an image task."""
+    texts: tuple[str, ...] = ()
+    """Of a text task, as its tokenizer has them."""
+
+
 class Preparation(Record):
     """``preparation.json``: what was read and how it was divided, and what is trained."""
 
@@ -127,6 +161,8 @@ class Preparation(Record):
     """Parameters of the model."""
     rates: tuple[RateGroup, ...] = ()
     """Learning rates by group, bottom first."""
+    augmented: tuple[Augmented, ...] = ()
+    """What augmentation makes of a few training samples."""
 
 
 class AttemptStart(Record):

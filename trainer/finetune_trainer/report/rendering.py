@@ -25,6 +25,7 @@ def environment(*, autoescape: bool) -> Environment:
     made.filters |= {
         "number": words.number,
         "measure": words.measure,
+        "interval": words.interval,
         "count": words.count,
         "rate": words.rate,
         "plural": words.plural,

@@ -7,7 +7,6 @@ from finetune_trainer.report.words import count, number, plural, rate
 Row = tuple[str, str]
 
 DEFAULT_EPOCHS = 3.0
-DEFAULT_BATCH_SIZE = 32
 _PRECISIONS = {"auto": "bf16 where a GPU has it, else fp32"}
 
 
@@ -17,6 +16,7 @@ def setting_rows(job: FineTuneJob) -> tuple[Row, ...]:
     return (
         ("What is trained", strategy_words(spec.strategy, has_new_head=spec.task != "causal-lm")),
         ("Learning rate", learning_rate_words(spec.strategy.learning_rate)),
+        *_objective_rows(job),
         ("Schedule", f"{training.scheduler}, {_warmup_words(training)}"),
         ("Optimizer", f"AdamW, weight decay {number(training.weight_decay)}"),
         ("Batch", _batch_words(training)),
@@ -30,11 +30,27 @@ def setting_rows(job: FineTuneJob) -> tuple[Row, ...]:
     )
 
 
+def _objective_rows(job: FineTuneJob) -> tuple[Row, ...]:
+    """What is minimised, where that is not the task's own loss."""
+    loss, teacher = job.spec.training.loss, job.spec.strategy.distillation
+    rows: list[Row] = []
+    if loss is not None:
+        smoothing = f", label smoothing {number(loss.label_smoothing)}" if loss.label_smoothing else ""
+        weights = ", balanced classes" if loss.balanced else ", weighted classes" if loss.class_weights else ""
+        rows.append(("Loss", f"{loss.name}{smoothing}{weights}"))
+    if teacher is not None:
+        share = f"weight {number(teacher.weight)}, temperature {number(teacher.temperature)}"
+        rows.append(("Teacher", f"{teacher.teacher}: {share}"))
+    return tuple(rows)
+
+
 def strategy_words(strategy: Strategy, *, has_new_head: bool) -> str:
     """What is trained. With LoRA, a head that the checkpoint does not have is trained beside the adapter."""
     if strategy.lora:
         lora = strategy.lora
-        adapter = f"LoRA: rank {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"
+        kind = f"{'rank-stabilised ' if lora.use_rslora else ''}{'DoRA' if lora.use_dora else 'LoRA'}"
+        bits = f" on a base of {lora.base_bits} bits" if lora.base_bits else ""
+        adapter = f"{kind}{bits}: rank {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"
         return f"{adapter}; and the head" if has_new_head else adapter
     if strategy.trainable == "head":
         return "the head alone"
@@ -64,7 +80,7 @@ def _warmup_words(training: Training) -> str:
 def _batch_words(training: Training) -> str:
     if training.tokens_per_batch:
         return f"{count(training.tokens_per_batch)} tokens a step"
-    return f"{plural(training.batch_size or DEFAULT_BATCH_SIZE, 'sample')} a step"
+    return f"{plural(training.samples_per_batch or 0, 'sample')} a step"
 
 
 def _length_words(training: Training) -> str:

@@ -121,10 +121,25 @@ def example_rows(evaluation: FinalEvaluation | None) -> list[ExampleRow]:
     return [_example_row(example) for example in (evaluation.worst if evaluation else ())[:MAX_ROWS]]
 
 
+def shown_rows(evaluation: FinalEvaluation | None) -> list[ExampleRow]:
+    """What the model made of a few samples."""
+    return [
+        ExampleRow(
+            texts=(_folded(shown.given),) if shown.given else (),
+            image=thumbnail(shown.image),
+            origin=shown.origin,
+            expected=words.cut(shown.expected, LONG_TEXT),
+            predicted=words.cut(shown.predicted, LONG_TEXT),
+            loss="",
+        )
+        for shown in (evaluation.examples if evaluation else ())[:MAX_ROWS]
+    ]
+
+
 def _example_row(example: Example) -> ExampleRow:
     return ExampleRow(
         texts=tuple(_folded(text) for text in (example.text, example.text_pair) if text is not None),
-        image=_thumbnail(example.image),
+        image=thumbnail(example.image),
         origin=example.origin,
         expected=words.target(example.expected),
         predicted=words.target(example.predicted),
@@ -138,7 +153,7 @@ def _folded(text: str) -> tuple[str, str]:
     return text[:SHORT_TEXT], words.cut(text, LONG_TEXT)[SHORT_TEXT:]
 
 
-def _thumbnail(image: str | None) -> str | None:
+def thumbnail(image: str | None) -> str | None:
     """The data URI, if it is one of a picture: anything else could make the page ask a server."""
     return image if image and len(image) <= MAX_THUMBNAIL and _THUMBNAIL.fullmatch(image) else None
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from finetune_api import Cause, FineTuneJob
+from finetune_api.intervals import Interval
 from finetune_api.status import Result
 from finetune_trainer.report.history import History
 from finetune_trainer.report.records import AttemptEnd, AttemptStart, Target
@@ -13,10 +14,14 @@ NOTHING = "—"
 
 _METRIC_NAMES = {
     "auroc": "AUC-ROC",
+    "bleu": "BLEU",
     "f1": "F1",
     "mae": "MAE",
     "mse": "MSE",
     "r2": "R²",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
 }
 
 _CAUSES = {
@@ -47,6 +52,11 @@ def measure(value: float | None) -> str:
     if value is None or not math.isfinite(value) or not _SMALL <= abs(value) < _LARGE:
         return number(value)
     return f"{value:#.4g}".replace("-", "−")
+
+
+def interval(found: Interval | None, confidence: float) -> str:
+    """A confidence interval: ``0.8931 to 0.9264 (95 %)``; empty if there is none."""
+    return f"{measure(found.low)} to {measure(found.high)} ({100 * confidence:.3g} %)" if found else ""
 
 
 def cut(text: str, limit: int) -> str:

@@ -3,16 +3,27 @@
 from collections.abc import Callable
 
 from finetune_api.job import JobSpec
-from finetune_trainer.tasks import causal_lm, image_classification, text_classification, text_regression
-from finetune_trainer.tasks.base import IGNORED, Target, Task
+from finetune_trainer.task import IGNORED, Objective, Target, Task
+from finetune_trainer.tasks import (
+    causal_lm,
+    image_captioning,
+    image_classification,
+    image_text_matching,
+    object_detection,
+    text_classification,
+    text_regression,
+)
 
-__all__ = ["IGNORED", "TASKS", "Target", "Task", "task_of"]
+__all__ = ["IGNORED", "TASKS", "Objective", "Target", "Task", "task_of"]
 
 TASKS: dict[str, Callable[[JobSpec], Task]] = {
     "text-classification": text_classification.build,
     "text-regression": text_regression.build,
     "image-classification": image_classification.build,
     "causal-lm": causal_lm.build,
+    "object-detection": object_detection.build,
+    "image-captioning": image_captioning.build,
+    "image-text-matching": image_text_matching.build,
 }
 
 

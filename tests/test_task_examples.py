@@ -1,0 +1,37 @@
+"""The examples of tasks that see and answer: their data are made, and their jobs train two steps and export."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+import tiny
+from finetune_api import parse_job
+from finetune_trainer.run import run
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("volumes")
+    for name in ("scenes", "questions"):
+        subprocess.run([sys.executable, EXAMPLES / f"make_{name}.py", root / "data" / name], check=True)
+    return root
+
+
+@pytest.mark.parametrize("name", ["scenes-detection", "scenes-captioning", "questions-chat"])
+def test_the_example_runs(volumes, tmp_path, name):
+    job = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text().replace("pvc://", f"file://{volumes}/"))
+    job["spec"]["data"]["split"] = {"train": 98, "validation": 1, "test": 1}
+    job["spec"]["training"] = {"maxSteps": 2, "batchSize": 4}
+    job["spec"].pop("evaluation", None)
+    process = tiny.process_of(parse_job(job), tmp_path / "run")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    result = run(process)
+    assert Path(result.model, "config.json").exists()
+    assert json.loads(process.context.run.evaluation.read_text())["examples"]
