@@ -20,9 +20,12 @@ NAMES = (
     "startup",
     "checkpoint_pause",
     "evaluation_memory",
+    "cleaning",
     "text_classification",
     "time_spent",
+    "distillation",
     "operator_scale",
+    "operator_tenants",
     "gpu_tokens",
 )
 RESULTS = HERE.parent / "build" / "benchmarks.json"

@@ -48,7 +48,7 @@ RUNTIME = {
     "metadata": {"name": "default"},
     "spec": {"image": "trainer:1", "volume": {"claimName": "runs"}, "ceilings": {"resources": {"gpus": 0}}},
 }
-VOLUME = {
+VOLUME: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "PersistentVolume",
     "metadata": {"name": "runs"},
@@ -59,7 +59,7 @@ VOLUME = {
         "nfs": {"server": "127.0.0.1", "path": "/"},
     },
 }
-CLAIM = {
+CLAIM: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "PersistentVolumeClaim",
     "metadata": {"name": "runs", "namespace": NAMESPACE},
@@ -116,20 +116,24 @@ class Client:
             answer.raise_for_status()
 
     async def requests(self) -> Counter[str]:
-        """Requests that the API server has answered, by verb; watches, leases and what only reads it left out."""
+        """Requests that the API server has answered, by verb and kind; watches, leases and reviews are left out."""
         async with self.session.get(f"{self.url}/metrics") as answer:
             text = await answer.text()
         counts: Counter[str] = Counter()
         for labels, value in _REQUESTS.findall(text):
             told = dict(_LABEL.findall(labels))
             if told["resource"] and told["resource"] != "leases" and told["verb"] in (WRITES | {"GET", "LIST"}):
-                counts[told["verb"]] += int(float(value))
+                counts[f"{told['verb']} {told['resource']}"] += int(float(value))
         return counts
 
+    async def writes(self) -> int:
+        """Writes that the API server has answered."""
+        return sum(count for kind, count in (await self.requests()).items() if kind.split()[0] in WRITES)
+
     async def watch_pods(self) -> AsyncGenerator[str, None]:
-        """The job of each pod (the label finetune.dev/job) as it is created."""
+        """The job of each pod of any namespace (the label finetune.dev/job) as it is created."""
         headers = {"Accept": "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"}
-        url = f"{self.url}/api/v1/namespaces/{NAMESPACE}/pods?watch=1"
+        url = f"{self.url}/api/v1/pods?watch=1&labelSelector=finetune.dev/job"
         async with self.session.get(url, headers=headers, read_bufsize=2**20) as answer:
             async for line in answer.content:
                 if line.startswith(b'{"type":"ADDED"'):
@@ -161,6 +165,12 @@ class Operator:
             if line.startswith("finetune_operator_api_requests_total{"):
                 counts[dict(_LABEL.findall(line))["verb"]] += int(float(line.rpartition(" ")[2]))
         return counts
+
+    def looks(self) -> int:
+        """How often it has looked at a job."""
+        name = "finetune_operator_queue_wait_seconds_count "
+        lines = _fetch(self.metrics_port, "/metrics").splitlines()
+        return next(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
 
     def jobs(self, phase: str) -> int:
         """How many jobs are in this phase, as far as it knows."""

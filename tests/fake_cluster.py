@@ -12,6 +12,7 @@ from finetune_operator.kinds import FINE_TUNE_JOB, JOB, POD, WATCHED
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.reconcile import Reconciler
+from finetune_operator.starts import Starts
 from finetune_operator.store import Store
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
@@ -69,7 +70,8 @@ class FakeCluster:
     async def merge(self, kind, namespace, name, patch):
         with self.writing("merge", kind, name):
             raw = self.objects[kind.name, name]
-            raw["spec"].update(patch["spec"])
+            raw["spec"].update(patch.get("spec", {}))
+            raw["metadata"]["labels"].update(patch["metadata"].get("labels", {}))
             return self.touch(raw)
 
     async def replace(self, kind, manifest, subresource):
@@ -201,7 +203,10 @@ class OperatorLife:
         observer = Observer(self.store, cluster, pull, full, cluster.now, cluster.clock)
         applier = Applier(self.store, cluster, ("ops",))
         events = FakePoster(cluster)
-        self.reconciler = Reconciler(self.store, observer, applier, events, Metrics(), full, cluster.now, cluster.clock)
+        starts = Starts(lambda _key: None, cluster.clock)
+        self.reconciler = Reconciler(
+            self.store, observer, applier, events, Metrics(), full, starts, cluster.now, cluster.clock
+        )
 
     def look(self):
         """What the watches tell, then a look at every job; returns when each is to be looked at again."""

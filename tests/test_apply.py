@@ -9,6 +9,7 @@ import pytest
 from fake_cluster import FakeCluster, OperatorLife, job_status, run_to_the_end
 from finetune_operator.drift import is_part
 from finetune_operator.kinds import FINE_TUNE_JOB, JOB, NETWORK_POLICY, RUNTIME
+from finetune_operator.names import LABEL_QUEUE, job_labels
 from operating import RUNTIME as RUNTIME_MANIFEST
 from operating import job
 
@@ -143,6 +144,50 @@ def test_a_changed_policy_is_put_right_and_a_strangers_is_not():
     running = next(one for one in job_status(theirs)["conditions"] if one["type"] == "Running")
     told = "Attempt 1 cannot start: there is a NetworkPolicy demo that is not this job's"
     assert running["message"].startswith(told)
+
+
+def test_what_only_bears_our_labels_is_not_adopted():
+    cluster = FakeCluster([0])
+    cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
+    labels = job_labels("demo")
+    cluster.put(NETWORK_POLICY.name, {"metadata": {"name": "demo", "namespace": "team", "labels": labels}, "spec": {}})
+    cluster.put(FINE_TUNE_JOB.name, job("team"))
+    run_to_the_end(cluster, seconds=30)
+    assert cluster.objects[NETWORK_POLICY.name, "demo"]["spec"] == {}
+    assert [kind for kind, _ in cluster.objects if kind == JOB.name] == []
+    running = next(one for one in job_status(cluster)["conditions"] if one["type"] == "Running")
+    told = "Attempt 1 cannot start: there is a NetworkPolicy demo that is not this job's"
+    assert running["message"].startswith(told)
+
+
+def queue(name):
+    def do(cluster):
+        cluster.objects[FINE_TUNE_JOB.name, "demo"]["spec"]["queue"] = name
+        cluster.touch(cluster.objects[FINE_TUNE_JOB.name, "demo"])
+
+    return do
+
+
+def admit(cluster):
+    cluster.objects[JOB.name, "demo-1"]["spec"]["suspend"] = False
+    cluster.touch(cluster.objects[JOB.name, "demo-1"])
+
+
+QUEUES = {
+    "it waits": ({5: queue("b")}, "b"),
+    "it waits, and twice": ({5: queue("b"), 8: queue("c")}, "c"),
+    "it runs": ({5: admit, 6: queue("b")}, "a"),
+    "there is no queue any more": ({5: queue(None)}, "a"),
+}
+
+
+@pytest.mark.parametrize(("at", "found"), QUEUES.values(), ids=QUEUES.keys())
+def test_an_attempt_that_waits_moves_with_its_queue(at, found):
+    cluster = FakeCluster([0])
+    cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
+    cluster.put(FINE_TUNE_JOB.name, job("team", queue="a"))
+    run_to_the_end(cluster, seconds=12, at=at)
+    assert cluster.objects[JOB.name, "demo-1"]["metadata"]["labels"][LABEL_QUEUE] == found
 
 
 PARTS = {

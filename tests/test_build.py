@@ -14,7 +14,7 @@ from finetune_api import FineTuneJob, FineTuneRuntime, parse_job, parse_runtime
 from finetune_api.base import DNS_LABEL
 from finetune_api.wiring import Variable
 from finetune_operator.build.children import build_children, build_lasting
-from finetune_operator.names import worker_address
+from finetune_operator.names import first_worker_address
 from finetune_operator.resolve import resolve
 from finetune_operator.resolved import Resolved
 from pod_security import CONTROLS, violations
@@ -256,7 +256,11 @@ def test_a_big_job():
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {**MANAGED, "app.kubernetes.io/component": "worker"},
+            "selector": {
+                **MANAGED,
+                "app.kubernetes.io/component": "worker",
+                "batch.kubernetes.io/job-completion-index": "0",
+            },
             "ports": [{"name": "rendezvous", "port": 29400, "protocol": "TCP"}],
         },
     }
@@ -655,6 +659,15 @@ CHANGES = {
             f"{TOLD}.tracking.wandb.secretRef.key": (None, "k"),
         },
     ),
+    "a token for MLflow": (
+        ({"tracking": {"mlflow": {"trackingUri": "https://m"}}}, {}),
+        ({"tracking": {"mlflow": {"trackingUri": "https://m", "secretRef": {"name": "m", "key": "k"}}}}, {}),
+        {
+            **secret("MLFLOW_TRACKING_TOKEN", "m", "k"),
+            f"{TOLD}.tracking.mlflow.secretRef.name": (None, "m"),
+            f"{TOLD}.tracking.mlflow.secretRef.key": (None, "k"),
+        },
+    ),
     "no egress": (
         ({}, {}),
         ({}, {"egress": "none"}),
@@ -682,7 +695,9 @@ def test_the_next_attempt_differs_in_its_number_alone():
         "Job.metadata.labels.finetune.dev/attempt": ("1", "2"),
         "Job.spec.template.metadata.labels.finetune.dev/attempt": ("1", "2"),
         **env("FINETUNE_ATTEMPT", "2", before="1"),
-        **env("MASTER_ADDR", worker_address("demo", 2, 0, "team-a"), before=worker_address("demo", 1, 0, "team-a")),
+        **env(
+            "MASTER_ADDR", first_worker_address("demo", 2, "team-a"), before=first_worker_address("demo", 1, "team-a")
+        ),
     }
 
 

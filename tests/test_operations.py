@@ -11,6 +11,7 @@ import yaml
 from charts import ROOT, rendered
 from cluster.cache import cache_folder
 from cluster.debian import unpacked
+from finetune_api.experiment_checks import parse_experiment
 from finetune_api.load import parse_job, parse_runtime
 from finetune_api.outcomes import Cause
 from finetune_api.status import ConditionType, JobStatus, Phase, Progress, Reason
@@ -23,8 +24,14 @@ from test_docs import BLOCKS, JOBS, SNIPPETS, YAML, fields_in, is_field, names_i
 
 PAGES = {name: ROOT / f"docs/{name}.md" for name in ("cluster", "operations", "tenancy")}
 RUNTIMES = [block for block in YAML if "kind: FineTuneRuntime" in block.text]
+EXPERIMENTS = [block for block in YAML if "kind: FineTuneExperiment" in block.text]
+SEARCHES = [block for block in YAML if block.text.startswith("search:")]
 VALUES = [block for block in YAML if block.text.startswith("# values.yaml")]
-OTHERS = [block for block in YAML if not any(block in known for known in (JOBS, SNIPPETS, RUNTIMES, VALUES))]
+OTHERS = [
+    block
+    for block in YAML
+    if not any(block in known for known in (JOBS, SNIPPETS, RUNTIMES, EXPERIMENTS, SEARCHES, VALUES))
+]
 (LUA,) = (block for block in BLOCKS if block.language == "lua")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -32,6 +39,18 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 @pytest.mark.parametrize("block", RUNTIMES, ids=str)
 def test_a_runtime_is_valid(block):
     parse_runtime(parse_yaml(block.text))
+
+
+@pytest.mark.parametrize("block", EXPERIMENTS, ids=str)
+def test_an_experiment_is_valid(block):
+    parse_experiment(parse_yaml(block.text))
+
+
+@pytest.mark.parametrize("block", SEARCHES, ids=str)
+def test_a_search_is_one_of_an_experiment(block):
+    document = parse_yaml(EXPERIMENTS[0].text)
+    del document["spec"]["variants"]
+    parse_experiment({**document, "spec": {**document["spec"], **parse_yaml(block.text)}})
 
 
 @pytest.mark.parametrize("block", VALUES, ids=str)

@@ -66,7 +66,8 @@ def test_a_job_runs_to_its_end(stage):
     stage.finish(pods[1], 0, message(0))
     stage.finish(pods[0], 0, message(0, step=30, result=result))
     done = stage.until_phase("Succeeded")
-    assert done["result"] == {"reason": "Completed", "model": f"{folder}/model", "metrics": {"f1": 0.9}}
+    expected = {"reason": "Completed", "model": f"{folder}/model", "metrics": {"f1": 0.9}, "intervals": {}}
+    assert done["result"] == expected
     assert phases(done)["Succeeded"] == ("True", "Completed")
     assert [(one["number"], one["toStep"], one["exitCode"]) for one in done["attempts"]] == [(1, 30, 0)]
     # NetworkPolicy, Service, Job, three statuses; events of the start, the training and the end.

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+from contextlib import nullcontext
 
 import pytest
 
 from finetune_operator import resync
 from finetune_operator.apply import Applier
-from finetune_operator.errors import ApiError
+from finetune_operator.errors import ApiError, DeafWatch
 from finetune_operator.kinds import FINE_TUNE_JOB, JOB, POD, WATCHED
-from finetune_operator.resync import STARTING_SECONDS, Resync
+from finetune_operator.resync import DEAF_SECONDS, STARTING_SECONDS, Resync
 from finetune_operator.schedule import Key
 from finetune_operator.store import Store
 from operating import job
@@ -53,7 +54,7 @@ def test_what_is_not_listed_any_more_is_gone(store, clock):
     store.see(FINE_TUNE_JOB, stored("gone"))
     found = []
     asyncio.run(reader(store, Lists("there"), clock, found.append).step())
-    assert (list(store.jobs), found) == ([Key("ns", "there")], [Key("ns", "there")])
+    assert (list(store.jobs), set(found)) == ([Key("ns", "there")], {Key("ns", "there"), Key("ns", "gone")})
 
 
 @pytest.mark.parametrize("status", [0, 410, 429, 500], ids=["no answer", "expired", "throttled", "failed"])
@@ -72,6 +73,75 @@ def test_a_list_that_fails_is_read_again_and_the_others_are_not(store, clock, st
 def test_at_the_start_a_kind_that_cannot_be_read_is_told(store, clock, status):
     with pytest.raises(ApiError, match="refused"):
         asyncio.run(reader(store, Lists(faults=[status]), clock).step())
+
+
+def test_what_is_found_is_looked_at_before_all_is_read(store, clock):
+    found = []
+
+    class Slow(Lists):
+        async def pages(self, kind, namespace):
+            if kind is WATCHED[-1]:
+                assert found == [Key("ns", "gone"), Key("ns", "there")]
+            async for page in super().pages(kind, namespace):
+                yield page
+
+    store.see(FINE_TUNE_JOB, stored("gone"))
+    lists = Slow("there")
+    asyncio.run(reader(store, lists, clock, lambda key: found.insert(0, key)).step())
+    assert lists.asked[-1] == WATCHED[-1].name
+
+
+TOLD = {
+    "nothing": (None, DEAF_SECONDS, True),
+    "nothing yet": (None, DEAF_SECONDS - 1, False),
+    "of one": (FINE_TUNE_JOB, DEAF_SECONDS, False),
+    "of another kind": (JOB, DEAF_SECONDS, True),
+}
+
+
+@pytest.mark.parametrize(("told", "seconds", "deaf"), TOLD.values(), ids=TOLD.keys())
+def test_a_watch_that_tells_nothing_of_what_happens_is_deaf(store, clock, told, seconds, deaf):
+    async def read():
+        lists = Lists("one")
+        one = reader(store, lists, clock)
+        await one.step()
+        if told is not None:
+            one.note_event(told, "ns", listed=False)
+        clock.seconds += seconds
+        lists.names = ("one", "two")
+        await one.step()
+
+    with pytest.raises(DeafWatch, match="finetunejobs") if deaf else nullcontext():
+        asyncio.run(read())
+
+
+def test_a_watch_of_which_nothing_happens_is_not_deaf(store, clock):
+    async def read():
+        one = reader(store, Lists("one"), clock)
+        for _ in range(5):
+            await one.step()
+            clock.seconds += DEAF_SECONDS
+
+    asyncio.run(read())
+    assert list(store.jobs) == [Key("ns", "one")]
+
+
+JOB_EVENTS = {
+    "another spec": ({"generation": 2}, {}, True),
+    "a label": ({"labels": {"a": "b"}}, {}, False),
+    "a deletion": ({"deletionTimestamp": "2030-01-01T00:00:00Z"}, {}, True),
+    "a status": ({}, {"phase": "Running"}, False),
+    "its end": ({}, {"conditions": [{"type": "Succeeded", "status": "True"}]}, True),
+}
+
+
+@pytest.mark.parametrize(("metadata", "status", "asks"), JOB_EVENTS.values(), ids=JOB_EVENTS.keys())
+def test_what_asks_for_a_look(store, metadata, status, asks):
+    """The operator's own status comes back by the watch."""
+    before = stored("one")
+    assert store.see(FINE_TUNE_JOB, before) == [Key("ns", "one")]
+    changed = {**before, "metadata": {**before["metadata"], "resourceVersion": "2", **metadata}, "status": status}
+    assert store.see(FINE_TUNE_JOB, changed) == ([Key("ns", "one")] if asks else [])
 
 
 RELISTS = {

@@ -242,7 +242,7 @@ def told(status: JobStatus) -> dict:
     wire["conditions"] = {
         one["type"]: f"{one['status']} {one['reason']} {one['lastTransitionTime']:g}" for one in wire["conditions"]
     }
-    return {key: value for key, value in wire.items() if value not in ({}, None)}
+    return {key: value for key, value in wire.items() if value not in ({}, [], None)}
 
 
 def conditions(**changed: str) -> dict[str, str]:
@@ -280,7 +280,7 @@ def finished(end: int, *attempts: dict, **more) -> dict:
         "lostSteps": 0,
         "attempts": list(attempts),
         "runningSeconds": float(end),
-        "result": {"reason": "Completed", "model": "/run/model", "metrics": {"accuracy": 0.9}},
+        "result": {"reason": "Completed", "model": "/run/model", "metrics": {"accuracy": 0.9}, "intervals": {}},
         **more,
     }
 
@@ -374,7 +374,7 @@ def test_early_stopped():
         best={"metric": "accuracy", "value": 0.5, "step": 20},
         earlyStopping={"evaluationsWithoutImprovement": 0, "stoppedAtStep": 20},
         lastCheckpoint={"step": 20, "path": "step-20", "time": 0},
-        result={"reason": "EarlyStopped", "model": "/run/model", "metrics": {"accuracy": 0.9}},
+        result={"reason": "EarlyStopped", "model": "/run/model", "metrics": {"accuracy": 0.9}, "intervals": {}},
     )
     assert plan(world.observe()).is_empty
 
@@ -548,6 +548,44 @@ def test_created_suspended():
     world = World(job(suspend=True)).run(until=5)
     assert (world.status.phase, world.status.start_time, world.actions) == (Phase.SUSPENDED, None, [])
     assert [reason for _, reason, _ in world.events] == ["SuspendedByUser"]
+    assert plan(world.observe()).is_empty
+
+
+def test_ended_by_stop_it_saves_and_has_succeeded_without_a_model():
+    world = World(job()).run(until=15)
+    world.set(stop=True)
+    world.run()
+    left = world.status.attempts[0]
+    assert (world.status.phase, left.cause, left.exit_code) == (Phase.SUCCEEDED, Cause.PREEMPTED, 143)
+    assert world.status.result is None
+    assert world.status.completion_time == left.end
+    assert world.status.restarts == {}
+    assert world.actions == [(0, "StartAttempt 1"), (15, "StopAttempt 1")]
+    succeeded = next(one for one in world.status.conditions if one.type == "Succeeded")
+    said = f"Ended by spec.stop at step {left.to_step}; nothing was exported"
+    assert (succeeded.status, succeeded.reason, succeeded.message) == ("True", Reason.PRUNED, said)
+    assert plan(world.observe()).is_empty
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_ended_before_it_began(suspend):
+    world = World(job(stop=True, suspend=suspend)).run(until=5)
+    assert (world.status.phase, world.actions) == (Phase.SUCCEEDED, [])
+    assert plan(world.observe()).is_empty
+
+
+def test_a_suspended_job_may_be_ended():
+    world = World(job()).run(until=15)
+    world.set(suspend=True)
+    world.run(until=40)
+    world.set(stop=True)
+    world.run()
+    assert (world.status.phase, world.status.resumed_from_step) == (Phase.SUCCEEDED, None)
+
+
+def test_stop_comes_too_late_for_a_finished_run():
+    world = World(job()).run()
+    world.set(stop=True)
     assert plan(world.observe()).is_empty
 
 

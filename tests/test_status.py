@@ -12,7 +12,14 @@ from finetune_operator.conditions import Situation, is_finished, with_situation
 from finetune_operator.names import attempt_name
 from finetune_operator.observed import ObservedAttempt, ObservedWorker, PlatformReason, WorkerPhase
 from finetune_operator.policy import MAX_DELAY_SECONDS, delay_seconds, give_up
-from finetune_operator.status import reopened, running_seconds, with_attempt, with_report, with_restart
+from finetune_operator.status import (
+    reopened,
+    running_seconds,
+    tells_only_start,
+    with_attempt,
+    with_report,
+    with_restart,
+)
 
 T0 = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -26,7 +33,7 @@ def failed(index=0, code=None, *, cause=None, text="", platform=None, ended=10):
     return ObservedWorker(index, WorkerPhase.FAILED, T0, at(ended), code, message, f"node-{index}", platform)
 
 
-def report(step, *, resumed=0, saved=None, attempt=1):
+def report(step, *, resumed=0, saved=None, attempt=1, lost=0):
     return ProgressReport(
         stage=Stage.TRAINING,
         attempt=attempt,
@@ -34,6 +41,7 @@ def report(step, *, resumed=0, saved=None, attempt=1):
         metrics={"loss": 1.0},
         last_checkpoint=LastCheckpoint(step=saved, path="c", time=T0) if saved is not None else None,
         resumed_from_step=resumed,
+        lost_steps=lost,
     )
 
 
@@ -119,6 +127,27 @@ def test_steps_of_an_attempt_that_never_trained_are_lost_once():
     status = with_attempt(with_report(with_attempt(JobStatus(), 1, T0), report(45, saved=40)), 2, at(50))
     status = with_attempt(status, 3, at(60))
     assert with_report(status, report(41, resumed=40, attempt=3)).lost_steps == 5
+
+
+def test_steps_that_nobody_saw_are_lost_all_the_same():
+    """Killed between two looks: only its history knows how far the attempt came."""
+    status = with_attempt(with_report(with_attempt(JobStatus(), 1, T0), report(45, saved=40)), 2, at(50))
+    assert with_report(status, report(41, resumed=40, attempt=2, lost=9)).lost_steps == 9
+
+
+STARTS = {
+    "its start": ({"start": at(5)}, {}, True),
+    "nothing": ({}, {}, True),
+    "its start and its steps": ({"start": at(5), "to_step": 3}, {}, False),
+    "its start and a metric": ({"start": at(5)}, {"metrics": {"loss": 1.0}}, False),
+}
+
+
+@pytest.mark.parametrize(("attempt", "fields", "only"), STARTS.values(), ids=STARTS.keys())
+def test_a_start_alone_can_wait(attempt, fields, only):
+    before = with_attempt(JobStatus(), 1, T0)
+    latest = before.attempts[-1].model_copy(update=attempt)
+    assert tells_only_start(before, before.model_copy(update={"attempts": (latest,), **fields})) is only
 
 
 CHECKPOINTS = {

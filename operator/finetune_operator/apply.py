@@ -14,9 +14,9 @@ from finetune_api.status import JobStatus
 from finetune_operator.api import Api, Document
 from finetune_operator.build.job import build_job
 from finetune_operator.drift import find_drift
-from finetune_operator.errors import ApiError, Obstacle
+from finetune_operator.errors import ApiError, Obstacle, taken
 from finetune_operator.kinds import BY_NAME, FINE_TUNE_JOB, JOB, SERVICE, Kind
-from finetune_operator.names import attempt_name
+from finetune_operator.names import LABEL_QUEUE, attempt_name
 from finetune_operator.records import JobRecord, owner_of
 from finetune_operator.resolved import Resolved
 from finetune_operator.schedule import Key
@@ -64,6 +64,15 @@ class Applier:
         known = self.store.children_of(key).attempts.get(number)
         if known is None or known.owner != resolved.uid:
             self.store.see(JOB, await self._make(build_job(resolved, number), resolved.uid))
+
+    async def move(self, resolved: Resolved, number: int) -> None:
+        """Have an attempt that waits to be admitted wait in the job's present queue; one that runs stays admitted."""
+        key, queue = Key(resolved.namespace, resolved.name), resolved.spec.queue
+        known = self.store.children_of(key).attempts.get(number)
+        if known is None or not known.is_suspended or queue is None or known.queue == queue:
+            return
+        patch = {"metadata": {"uid": known.uid, "labels": {LABEL_QUEUE: queue}}}
+        self.store.see(JOB, await self.api.merge(JOB, key.namespace, attempt_name(key.name, number), patch))
 
     async def stop(self, key: Key, number: int) -> None:
         """Have every pod of an attempt asked to leave; nothing if that was done, or there is no such attempt."""
@@ -121,7 +130,7 @@ class Applier:
                 raise _obstacle(error, JOB, manifest) from error
         found = await self.api.get(JOB, namespace, name)
         if owner_of(found) != owner:
-            raise Obstacle(f"there is a Job {name} that is not this job's; delete it, or give this job another name")
+            raise taken(JOB.name, name)
         return found
 
 
@@ -139,7 +148,5 @@ def _obstacle(error: ApiError, kind: Kind, manifest: Document) -> ApiError | Obs
     """The error as people read it, if it is for them to do something about it."""
     name = manifest["metadata"]["name"]
     if error.is_taken:
-        return Obstacle(
-            f"there is a {kind.name} {name} that is not this job's; delete it, or give this job another name"
-        )
+        return taken(kind.name, name)
     return Obstacle(f"{kind.name} {name} is refused: {error.message}") if error.is_refusal else error

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from finetune_operator.build.children import build_lasting
-from finetune_operator.errors import Obstacle
+from finetune_operator.errors import Obstacle, taken
 from finetune_operator.kinds import CLAIM, SERVICE
 from finetune_operator.records import LastingRecord
 from finetune_operator.resolved import Resolved
@@ -18,18 +18,25 @@ def find_drift(
     """Manifests to apply, each with what is there in its place.
 
     Raises:
-        Obstacle: One is there that belongs to another job, most likely to a namesake that is being deleted.
+        Obstacle: One is there that belongs to another job, most likely to a namesake that is being deleted, or that
+            bears our labels and belongs to nobody.
     """
     lasting = store.children_of(Key(resolved.namespace, resolved.name)).lasting
     drifted = []
     for manifest in build_lasting(resolved, progress_readers):
         kind = manifest["kind"]
         known = store.services.get(resolved.namespace) if kind == SERVICE.name else lasting.get(kind)
-        if known is not None and kind != SERVICE.name and known.owner not in (None, resolved.uid):
-            raise Obstacle(f"{kind} {manifest['metadata']['name']} of an earlier job is still being deleted")
+        if known is not None and kind != SERVICE.name and known.owner != resolved.uid:
+            raise _obstacle(kind, manifest["metadata"]["name"], known)
         if known is None or not _is_as_built(manifest, known):
             drifted.append((manifest, known))
     return drifted
+
+
+def _obstacle(kind: str, name: str, known: LastingRecord) -> Obstacle:
+    if known.owner is None:
+        return taken(kind, name)
+    return Obstacle(f"{kind} {name} of an earlier job is still being deleted")
 
 
 def _is_as_built(manifest: dict[str, Any], known: LastingRecord) -> bool:

@@ -3,6 +3,7 @@
 OperatorError
 ├── ApiError: it said no, or could not be reached
 ├── NotLeading: another replica may write, this one may not
+├── DeafWatch: it tells lists what it does not tell a watch
 └── Obstacle: it does not take a job's objects, and only people can change that
 """
 
@@ -49,5 +50,14 @@ class NotLeading(OperatorError):  # noqa: N818 - it is no error, but the end of 
     """A write was about to happen without the lease."""
 
 
+class DeafWatch(OperatorError):  # noqa: N818 - what it is called
+    """A watch is open, and tells of nothing that happens."""
+
+
 class Obstacle(OperatorError):  # noqa: N818 - the word that the job's condition uses
     """What is in the way of a job's objects, in a sentence for its user."""
+
+
+def taken(kind: str, name: str) -> Obstacle:
+    """Somebody else's object is in the place of one of a job's."""
+    return Obstacle(f"there is a {kind} {name} that is not this job's; delete it, or give this job another name")

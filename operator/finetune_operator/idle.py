@@ -11,7 +11,7 @@ from finetune_operator.conditions import Situation, holds
 from finetune_operator.draft import Draft
 from finetune_operator.policy import delay_seconds
 from finetune_operator.status import latest_attempt, open_attempt, with_attempt
-from finetune_operator.wishes import deadline_text, is_past_deadline, wanted_suspension
+from finetune_operator.wishes import deadline_text, is_end_wanted, is_past_deadline, wanted_suspension
 
 
 def plan_idle(draft: Draft) -> Plan:
@@ -20,6 +20,8 @@ def plan_idle(draft: Draft) -> Plan:
     if observed.refusal is not None:
         situation = Situation(Phase.PENDING, observed.refusal.reason, observed.refusal.message)
         return _rest(draft, situation, Event("Warning", situation.reason, situation.message))
+    if is_end_wanted(observed):
+        return _plan_pruned(draft)
     if is_past_deadline(observed, draft.status):
         return plan_failure(draft, Reason.DEADLINE_EXCEEDED, deadline_text(observed))
     suspended = wanted_suspension(observed)
@@ -38,6 +40,16 @@ def plan_failure(draft: Draft, reason: Reason, message: str) -> Plan:
     time = latest.end if latest and latest.end else draft.observed.now
     failed = replace(draft, status=draft.status.model_copy(update={"completion_time": time}))
     return failed.to_plan(Situation(Phase.FAILED, reason, message), event=Event("Warning", reason, message))
+
+
+def _plan_pruned(draft: Draft) -> Plan:
+    """The job is over where it is, because that was asked for: no failure, and nothing exported."""
+    latest = latest_attempt(draft.status)
+    time = latest.end if latest and latest.end else draft.observed.now
+    ended = replace(draft, status=draft.status.model_copy(update={"completion_time": time}))
+    message = f"Ended by spec.stop {f'at step {latest.to_step}' if latest else 'before it began'}; nothing was exported"
+    situation = Situation(Phase.SUCCEEDED, Reason.PRUNED, message)
+    return ended.to_plan(situation, event=Event("Normal", Reason.PRUNED, message))
 
 
 def _rest(draft: Draft, situation: Situation, event: Event) -> Plan:

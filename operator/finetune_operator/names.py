@@ -24,6 +24,8 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 """Kueue's: the LocalQueue that admits a Job (https://kueue.sigs.k8s.io/docs/tasks/run/jobs/)."""
 ANNOTATION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Kubernetes' own: the index of a pod in its Indexed Job."""
+LABEL_INDEX = ANNOTATION_INDEX
+"""Likewise, on pods, from 1.28 on."""
 
 TRAINER_CONTAINER = "trainer"
 PROGRESS_PORT = 8080
@@ -32,7 +34,7 @@ PROGRESS_PORT_NAME = "progress"
 RENDEZVOUS_PORT = 29400
 """Where worker 0 listens for the others."""
 SERVICE = "finetune-workers"
-"""The headless Service that gives the workers of all jobs in a namespace their DNS names."""
+"""The headless Service that gives the first workers of all jobs in a namespace their DNS names."""
 
 
 def attempt_name(job: str, number: int) -> str:
@@ -44,9 +46,9 @@ def attempt_name(job: str, number: int) -> str:
     return f"{job}-{number}"
 
 
-def worker_address(job: str, number: int, worker: int, namespace: str) -> str:
-    """DNS name of a worker, through the Service; known as soon as its pod has an address."""
-    return f"{attempt_name(job, number)}-{worker}.{SERVICE}.{namespace}.svc"
+def first_worker_address(job: str, number: int, namespace: str) -> str:
+    """DNS name of worker 0, through the Service; known as soon as its pod has an address."""
+    return f"{attempt_name(job, number)}-0.{SERVICE}.{namespace}.svc"
 
 
 def network_policy_name(job: str) -> str:

@@ -14,7 +14,7 @@ from finetune_api.execution import Resources
 from finetune_api.runtime import FineTuneRuntime
 from finetune_operator.quantity import parse_quantity
 from finetune_operator.resolved import Resolved, claim_of
-from finetune_operator.trainer_spec import MAX_BYTES, trainer_spec
+from finetune_operator.trainer_spec import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def claims_have_names(request: Request) -> Iterator[Fault]:
 
 def spec_reaches_the_trainer(request: Request) -> Iterator[Fault]:
     """The spec travels in an annotation."""
-    size = len(trainer_spec(request.resolved.job))
+    size = len(request.resolved.trainer_spec)
     if size > MAX_BYTES:
         yield Fault("spec", f"must be at most {MAX_BYTES:,} bytes as JSON, got {size:,}; shorten its longest lists")
 

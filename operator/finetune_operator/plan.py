@@ -24,9 +24,10 @@ from finetune_operator.status import (
     with_failure,
     with_report,
     with_restart,
+    with_start,
     with_success,
 )
-from finetune_operator.wishes import is_past_deadline, wanted_suspension
+from finetune_operator.wishes import is_end_wanted, is_past_deadline, wanted_suspension
 
 
 def plan(observed: Observed) -> Plan:
@@ -69,6 +70,8 @@ def _plan_leftover(observed: Observed, attempt: ObservedAttempt) -> Plan:
 def _plan_ended(observed: Observed, attempt: ObservedAttempt) -> Plan:
     """The end of the run if worker 0 has finished it; else what the policy makes of the root cause."""
     status = _with_last_reports(observed, attempt)
+    if attempt.running_since is not None:
+        status = with_start(status, attempt.running_since)
     end = max((worker.ended for worker in attempt.workers if worker.ended is not None), default=observed.now)
     first = next((worker for worker in attempt.workers if worker.index == 0), attempt.workers[0])
     failed = any(worker.phase is WorkerPhase.FAILED for worker in attempt.workers)
@@ -101,7 +104,8 @@ def _plan_success(observed: Observed, status: JobStatus) -> Plan:
 def _plan_after_failure(observed: Observed, status: JobStatus, verdict: Verdict) -> Plan:
     """The end, or on to the question whether the next attempt may start."""
     draft = Draft(observed, status)
-    if verdict.cause is Cause.PREEMPTED and (wanted_suspension(observed) or is_past_deadline(observed, status)):
+    wanted = is_end_wanted(observed) or wanted_suspension(observed) or is_past_deadline(observed, status)
+    if verdict.cause is Cause.PREEMPTED and wanted:
         return plan_idle(draft)
     told = f"Attempt {status.attempts[-1].number} ended ({verdict.cause}): {verdict.sentence}"
     budgets = observed.job.spec.recovery.max_restarts

@@ -23,7 +23,8 @@ from finetune_operator.observe import Memory, Observation, Observer
 from finetune_operator.plan import plan
 from finetune_operator.records import JobRecord
 from finetune_operator.schedule import Key
-from finetune_operator.status import milestones
+from finetune_operator.starts import Starts
+from finetune_operator.status import milestones, tells_only_start
 from finetune_operator.store import Store
 
 DOUBT_SECONDS = 1.0
@@ -45,6 +46,7 @@ class Reconciler:
     metrics: Metrics
     writes: TokenBucket
     """Limits writes of mere progress in total."""
+    starts: Starts
     now: Callable[[], datetime]
     clock: Callable[[], float]
     _memories: dict[Key, Memory] = field(default_factory=dict)
@@ -61,11 +63,23 @@ class Reconciler:
         record = self.store.jobs.get(key)
         if record is None or record.is_deleting or record.document is None:
             self._memories.pop(key, None)
+            self.starts.settle(key)
             return await self._expire(key, record) if record and not record.is_deleting else None
+        begins = not self.store.children_of(key).attempts
+        if begins and not self.starts.admit(key):
+            return None
         try:
-            job = parse_stored(record.document)
+            return await self._parse_and_look(key, record, record.document)
+        finally:
+            attempts = self.store.children_of(key).attempts.values()
+            if begins and all(attempt.is_suspended for attempt in attempts):
+                self.starts.settle(key)
+
+    async def _parse_and_look(self, key: Key, record: JobRecord, document: bytes) -> float | None:
+        try:
+            job = parse_stored(document)
         except SpecError as error:
-            await self._tell_invalid(key, record, plan_invalid(record.document, error.faults, self.now()))
+            await self._tell_invalid(key, record, plan_invalid(document, error.faults, self.now()))
             return None
         return await self._look(key, record, job)
 
@@ -96,6 +110,7 @@ class Reconciler:
                 await self.applier.start(resolved, made.action.number)
             elif observed.attempt is not None and not observed.attempt.is_over and resolved is not None:
                 await self.applier.repair(resolved)
+                await self.applier.move(resolved, observed.attempt.number)
         except Obstacle as obstacle:
             _log.warning("%s/%s: %s", *key, obstacle)
             return plan(replace(observed, obstacle=str(obstacle)))
@@ -107,6 +122,8 @@ class Reconciler:
         if status is None:
             return
         urgent = bool(made.events) or milestones(status) != milestones(job.status)
+        if not urgent and job.status is not None and tells_only_start(job.status, status):
+            return
         if not urgent and (self.clock() - memory.written_at < PROGRESS_SECONDS or not self.writes.take()):
             return
         await self.applier.write_status(job, record, status)

@@ -14,7 +14,7 @@ from finetune_api.load import parse_runtime
 from finetune_api.runtime import FineTuneRuntime
 from finetune_api.status import ConditionType
 from finetune_operator.build.mounts import RUN
-from finetune_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_UID
+from finetune_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_QUEUE, LABEL_UID
 from finetune_operator.observed import ObservedWorker, WorkerPhase
 from finetune_operator.pods import Raw, observe_worker, parse_time, waiting_text
 from finetune_operator.schedule import Key
@@ -29,6 +29,8 @@ class JobRecord:
 
     uid: str
     version: int
+    generation: int
+    """Of its spec."""
     phase: str
     is_deleting: bool
     expires: datetime | None
@@ -56,6 +58,8 @@ class AttemptRecord:
     created: datetime
     run: str | None
     """Where the run's folder is: ``pvc://claim/folder``."""
+    queue: str | None = None
+    """Where it waits to be admitted, if somebody is to admit it."""
     is_suspended: bool = False
     is_stopping: bool = False
     """It was given a deadline, which nobody but us does, or is being deleted."""
@@ -116,6 +120,7 @@ def record_job(raw: Raw) -> JobRecord:
     return JobRecord(
         uid=metadata["uid"],
         version=version_of(raw),
+        generation=metadata.get("generation") or 0,
         phase=str(status.get("phase") or "Pending"),
         is_deleting="deletionTimestamp" in metadata,
         expires=_expiry(spec, status) if finished else None,
@@ -140,6 +145,7 @@ def record_attempt(raw: Raw) -> AttemptRecord:
         workers=spec.get("completions") or 1,
         created=_created(raw),
         run=_run_of(spec["template"]["spec"]),
+        queue=(metadata.get("labels") or {}).get(LABEL_QUEUE),
         is_suspended=bool(spec.get("suspend")) and not ends,
         is_stopping="activeDeadlineSeconds" in spec or "deletionTimestamp" in metadata,
         ended=next(iter(ends.values()), None),

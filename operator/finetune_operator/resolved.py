@@ -4,11 +4,13 @@ Invariant: what is asked of it here has an answer; nobody looks at a runtime's d
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from finetune_api.execution import Volume
 from finetune_api.job import FineTuneJob, JobSpec
 from finetune_api.runtime import RuntimeSpec
 from finetune_operator.names import volume_claim_name
+from finetune_operator.trainer_spec import trainer_spec
 
 _UID_CHARACTERS = 8
 
@@ -66,7 +68,12 @@ class Resolved:
         """
         return f"{self.name}-{self.uid[:_UID_CHARACTERS]}" if self.uid else self.name
 
-    @property
+    @cached_property
+    def trainer_spec(self) -> str:
+        """The job as the trainer reads it."""
+        return trainer_spec(self.job)
+
+    @cached_property
     def source_claims(self) -> tuple[str, ...]:
         """Claims that sources name (``pvc://claim/path``), each once, in the order of the fields."""
         claims = (claim_of(source) for source in self.spec.sources.values())

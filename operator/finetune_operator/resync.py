@@ -1,6 +1,8 @@
 """The whole truth, read now and then: what the watches do not tell is that something was deleted while they were cut.
 
 Invariant: only what was known before the list was begun, and is not in it, is gone.
+
+It also notices a watch that is deaf: lists have news of its kind, time and again, and it tells of none.
 """
 
 import asyncio
@@ -11,8 +13,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from finetune_operator.api import Api
-from finetune_operator.errors import ApiError
+from finetune_operator.errors import ApiError, DeafWatch
 from finetune_operator.kinds import WATCHED, Kind
+from finetune_operator.pods import Raw
 from finetune_operator.schedule import Key
 from finetune_operator.store import Store
 
@@ -24,6 +27,9 @@ AFTER_RELIST_SECONDS = 3.0
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 10.0
 """Before a kind that could not be read is tried again: one request a replica, and all jobs wait for it at the start."""
+DEAF_SECONDS = 180.0
+"""Two lists so far apart have news, and a watch has told of nothing meanwhile: longer than one that was cut, or is
+silent, is given to begin anew."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +51,8 @@ class Resync:
         self._clock, self._synced_at = clock, 0.0
         self._going: set[tuple[str, str | None]] = set()
         """Watches (kind and namespace) that have told of changes, and so are beyond their list."""
+        self._untold: dict[tuple[str, str | None], float] = {}
+        """Since when lists have news of a watch's objects and it tells of none, by kind and watched namespace."""
         self.synced = asyncio.Event()
         """Set once everything has been read for the first time."""
 
@@ -53,6 +61,7 @@ class Resync:
 
         Unless that is the watch's first list, everything is read again soon.
         """
+        self._untold.pop(self._watch_of(kind, namespace), None)
         watch = kind.name, namespace
         if not listed:
             self._going.add(watch)
@@ -65,6 +74,7 @@ class Resync:
 
         Raises:
             ApiError: There is no such kind, or no right to it, and never was: waiting would hide that.
+            DeafWatch: A watch does not tell what happens; a new process is the cure.
         """
         while True:
             await self.step()
@@ -100,17 +110,39 @@ class Resync:
         found = await self._list(kind)
         for uid, key in before.items():
             if uid not in found:
-                self._store.drop(kind, uid, key)
+                for affected in self._store.drop(kind, uid, key):
+                    self._enqueue(affected)
 
     async def _list(self, kind: Kind) -> set[str]:
         found: set[str] = set()
         for namespace in self._namespaces if kind.namespaced else (None,):
+            has_news = False
             async for page in self._api.pages(kind, namespace):
                 for raw in page:
-                    self._store.see(kind, raw)
+                    has_news |= self._take(kind, raw)
                     found.add(raw["metadata"]["uid"])
                 await asyncio.sleep(0)
+            self._listen(kind, namespace, has_news=has_news)
         return found
+
+    def _take(self, kind: Kind, raw: Raw) -> bool:
+        """Take an object in; whether it is news, of which the watch has not told (yet)."""
+        keys = self._store.see(kind, raw)
+        for key in keys:
+            self._enqueue(key)
+        return bool(keys)
+
+    def _listen(self, kind: Kind, namespace: str | None, *, has_news: bool) -> None:
+        watch = self._watch_of(kind, namespace)
+        if not has_news:
+            self._untold.pop(watch, None)
+            return
+        if self._clock() - self._untold.setdefault(watch, self._clock()) >= DEAF_SECONDS:
+            raise DeafWatch(f"{kind.plural} have changed again and again, and their watch has not told")
+
+    def _watch_of(self, kind: Kind, namespace: str | None) -> tuple[str, str | None]:
+        """The watch that tells of this kind in this namespace: one for all, or one for each that is served."""
+        return kind.name, None if self._namespaces == (None,) else namespace
 
     async def _pause(self, seconds: float) -> None:
         try:

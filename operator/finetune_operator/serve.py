@@ -30,16 +30,18 @@ from finetune_operator.errors import ApiError, NotLeading
 from finetune_operator.events import BURST, RATE, EventPoster
 from finetune_operator.handlers import Course, watch
 from finetune_operator.health import BEAT_SECONDS, STUCK_SECONDS, Heart, serve_health
-from finetune_operator.kinds import Kind
+from finetune_operator.kinds import POD, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.pods import Raw
 from finetune_operator.progress import pull_report
 from finetune_operator.queue import KeyedQueue
 from finetune_operator.reconcile import Reconciler
+from finetune_operator.records import key_of
 from finetune_operator.resync import Resync
 from finetune_operator.schedule import Key
 from finetune_operator.settings import Settings
+from finetune_operator.starts import Starts
 from finetune_operator.store import Store
 
 WORKERS = 32
@@ -64,6 +66,7 @@ class Replica:
     elector: Elector
     resync: Resync
     reconciler: Reconciler
+    starts: Starts
     events: EventPoster
     heart: Heart
     stopping: bool = False
@@ -81,6 +84,9 @@ class Replica:
         self.resync.note_event(kind, raw["metadata"].get("namespace"), listed=event is None)
         for key in keys:
             self.queue.add(key)
+        job = key_of(raw) if kind is POD else None
+        if job is not None:
+            self.starts.settle(job)
 
     async def work(self) -> None:
         """Look at one job after the other, until asked to stop."""
@@ -118,6 +124,7 @@ class Replica:
         while True:
             self.heart.beat()
             self.metrics.leading.set(self.may_write)
+            self.starts.settle_overdue()
             if self.missed and self.may_write:
                 self.missed = False
                 for key in list(self.store.jobs):
@@ -149,12 +156,13 @@ def assemble(settings: Settings, client: ApiClient, session: aiohttp.ClientSessi
     observer = Observer(store, api, lambda address: pull_report(session, address), pulls, utc_now, clock)
     applier = Applier(store, api, settings.progress_readers)
     writes = TokenBucket(PROGRESS_WRITES_A_SECOND, 5 * PROGRESS_WRITES_A_SECOND, clock)
-    reconciler = Reconciler(store, observer, applier, events, metrics, writes, utc_now, clock)
+    starts = Starts(queue.add)
+    reconciler = Reconciler(store, observer, applier, events, metrics, writes, starts, utc_now, clock)
     resync = Resync(store, api, settings.namespaces, queue.add)
     metrics.watch_phases(lambda: dict(store.phases))
     metrics.watch("queue_depth", "Jobs that are due and wait to be looked at.", lambda: queue.depth)
     metrics.watch("queue_oldest_seconds", "How long the first of them has waited.", lambda: queue.oldest_seconds)
-    return Replica(settings, store, queue, metrics, elector, resync, reconciler, events, Heart())
+    return Replica(settings, store, queue, metrics, elector, resync, reconciler, starts, events, Heart())
 
 
 async def serve(settings: Settings) -> None:

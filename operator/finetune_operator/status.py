@@ -64,13 +64,15 @@ def with_report(status: JobStatus, report: ProgressReport) -> JobStatus:
     status = _with_checkpoint(status, report.last_checkpoint)
     if report.progress is None:
         return status
-    status = _with_resumption(status, report.resumed_from_step)
+    status = _with_resumption(status, report.resumed_from_step, report.lost_steps)
     status = _with_latest(status, {"to_step": report.progress.step})
     return status.model_copy(
         update={
             "progress": report.progress,
             "metrics": report.metrics or status.metrics,
+            "tracking_urls": report.tracking_urls or status.tracking_urls,
             "best": report.best or status.best,
+            "evaluations": report.evaluations or status.evaluations,
             "early_stopping": report.early_stopping or status.early_stopping,
         }
     )
@@ -124,6 +126,11 @@ def milestones(status: JobStatus | None) -> object:
     )
 
 
+def tells_only_start(before: JobStatus, after: JobStatus) -> bool:
+    """Whether the open attempt's start is all that is new: the first report is soon to come, and tells it as well."""
+    return open_attempt(before) is not None and with_start(after, before.attempts[-1].start) == before
+
+
 def reopened(status: JobStatus) -> JobStatus:
     """A failed job's status, for its user wants another try (local machine): budgets are whole again."""
     return status.model_copy(
@@ -145,15 +152,18 @@ def _with_checkpoint(status: JobStatus, checkpoint: LastCheckpoint | None) -> Jo
     return status.model_copy(update={"last_checkpoint": checkpoint, "restarts_since_progress": since})
 
 
-def _with_resumption(status: JobStatus, step: int) -> JobStatus:
-    """The open attempt trains from ``step``: once an attempt, what lay beyond it is counted as lost."""
+def _with_resumption(status: JobStatus, step: int, lost: int) -> JobStatus:
+    """The open attempt trains from ``step``: once an attempt, what lay beyond it is counted as lost.
+
+    That is what its predecessor was seen to reach, or ``lost``, by its own history: it may have been killed unseen.
+    """
     first = status.attempts[-1].number == 1
     if status.resumed_from_step is not None or (first and step == 0):
         return status
     reached = max(status.progress.step if status.progress else 0, *(one.to_step for one in status.attempts[-2:-1]), 0)
     resumed = _with_latest(status, {"from_step": step})
     return resumed.model_copy(
-        update={"resumed_from_step": step, "lost_steps": status.lost_steps + max(0, reached - step)}
+        update={"resumed_from_step": step, "lost_steps": status.lost_steps + max(0, reached - step, lost)}
     )
 
 

@@ -154,7 +154,8 @@ class Store:
         self._count(key, before, job)
         if job.is_finished:
             self.children.pop(key, None)
-        return [key]
+        # The status is the operator's own: its write comes back by the watch, often before its answer does.
+        return [] if before is not None and _asks_the_same(before, job) else [key]
 
     def _drop_job(self, key: Key, uid: str) -> list[Key]:
         job = self.jobs.get(key)
@@ -250,6 +251,13 @@ class Store:
         if key is None or ((job := self.jobs.get(key)) is not None and job.is_finished):
             return key, None
         return key, self.children.setdefault(key, Children())
+
+
+def _asks_the_same(before: JobRecord, after: JobRecord) -> bool:
+    """Whether nothing but the status or the metadata of a job has changed."""
+    return all(
+        getattr(before, name) == getattr(after, name) for name in ("uid", "generation", "is_deleting", "is_finished")
+    )
 
 
 def _identity(kind: Kind, raw: Raw) -> Key | None:

@@ -25,10 +25,17 @@ def wanted_suspension(observed: Observed) -> Situation | None:
     return None
 
 
+def is_end_wanted(observed: Observed) -> bool:
+    """Whether the run shall end for good where it is."""
+    return observed.job.spec.stop
+
+
 def wish_to_stop(observed: Observed, status: JobStatus, attempt: ObservedAttempt) -> Event | None:
     """Why the attempt should leave, if it should."""
     suspension, gone = wanted_suspension(observed), peer_gone_seconds(observed, attempt)
     asked = f"Attempt {attempt.number} is asked to save and leave"
+    if is_end_wanted(observed):
+        return Event("Normal", Reason.PRUNED, asked)
     if suspension is not None:
         return Event("Normal", suspension.reason, asked)
     if is_past_deadline(observed, status):

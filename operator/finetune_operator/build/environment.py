@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api.execution import SecretKey
 from finetune_api.wiring import Variable
 from finetune_operator.build.mounts import CLAIMS, MODELS, RUN, SCRATCH, SPEC, SPEC_FILE
-from finetune_operator.names import ANNOTATION_INDEX, PROGRESS_PORT, RENDEZVOUS_PORT, worker_address
+from finetune_operator.names import ANNOTATION_INDEX, PROGRESS_PORT, RENDEZVOUS_PORT, first_worker_address
 from finetune_operator.resolved import Resolved
 
 TERMINATION_LOG = "/dev/termination-log"
@@ -40,7 +40,7 @@ def _conveniences(resolved: Resolved) -> dict[str, str]:
 def _wiring(resolved: Resolved, attempt: int) -> dict[str, str]:
     """``finetune_api.wiring``, but for the worker's number, which is no literal."""
     alone = resolved.spec.distributed.workers == 1
-    first = "127.0.0.1" if alone else worker_address(resolved.name, attempt, 0, resolved.namespace)
+    first = "127.0.0.1" if alone else first_worker_address(resolved.name, attempt, resolved.namespace)
     return {
         Variable.JOB.value: f"{SPEC}/{SPEC_FILE}",
         Variable.RUN.value: RUN,
@@ -62,10 +62,11 @@ def _index() -> dict[str, Any]:
 
 def _secrets(resolved: Resolved) -> dict[str, SecretKey]:
     """Variables whose values the kubelet reads from Secrets of the job's namespace; the operator never does."""
-    hub, wandb = resolved.spec.hub, resolved.spec.tracking.wandb
+    hub, wandb, mlflow = resolved.spec.hub, resolved.spec.tracking.wandb, resolved.spec.tracking.mlflow
     return {
         **({"HF_TOKEN": hub.secret_ref} if hub else {}),
         **({"WANDB_API_KEY": wandb.secret_ref} if wandb and wandb.secret_ref else {}),
+        **({"MLFLOW_TRACKING_TOKEN": mlflow.secret_ref} if mlflow and mlflow.secret_ref else {}),
     }
 
 

@@ -22,7 +22,6 @@ from finetune_operator.names import (
 )
 from finetune_operator.quantity import canonical_quantity
 from finetune_operator.resolved import Resolved
-from finetune_operator.trainer_spec import trainer_spec
 
 USER = 65532
 """User and group of the trainer, as the image has them (distroless' "nonroot")."""
@@ -36,7 +35,7 @@ def build_pod_template(resolved: Resolved, attempt: int) -> dict[str, Any]:
     return {
         "metadata": {
             "labels": {**attempt_labels(resolved.name, resolved.uid, attempt), LABEL_COMPONENT: WORKER},
-            "annotations": {ANNOTATION_SPEC: trainer_spec(resolved.job)},
+            "annotations": {ANNOTATION_SPEC: resolved.trainer_spec},
         },
         "spec": {
             "restartPolicy": "Never",

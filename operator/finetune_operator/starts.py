@@ -1,0 +1,64 @@
+"""How many first attempts of a namespace are under way: made by us, and their pods not yet made by Kubernetes.
+
+Kubernetes' Job controller serves whoever came first. What lies in its queue waits for all that lies before it, so a
+tenant with 5,000 jobs may have a few there at a time; the others wait here, where tenants take turns (see schedule).
+
+Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue`` when its turn has come.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from finetune_operator.schedule import Key
+
+UNDER_WAY = 16
+"""Of a namespace. Enough for the controller's five workers to be always busy."""
+PATIENCE_SECONDS = 5.0
+"""Pods that are not there by then (a quota, a policy) hold nobody up any longer."""
+
+
+class Starts:
+    """Who may start, and who waits."""
+
+    def __init__(self, enqueue: Callable[[Key], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """``enqueue`` gets a key that waited, once it may start."""
+        self._enqueue, self._clock = enqueue, clock
+        self._under_way: dict[str, OrderedDict[Key, float]] = {}
+        self._waiting: dict[str, OrderedDict[Key, None]] = {}
+
+    def admit(self, key: Key) -> bool:
+        """Whether it may start now; if not, it is told when it may."""
+        under_way = self._under_way.setdefault(key.namespace, OrderedDict())
+        if key not in under_way and len(under_way) >= UNDER_WAY:
+            self._waiting.setdefault(key.namespace, OrderedDict())[key] = None
+            return False
+        under_way[key] = self._clock()
+        return True
+
+    def settle(self, key: Key) -> None:
+        """Its pods are there, or none of it is under way any more: the next one may start."""
+        under_way = self._under_way.get(key.namespace, OrderedDict())
+        if under_way.pop(key, None) is None:
+            return
+        self._hand_on(key.namespace, under_way)
+        if not under_way:
+            del self._under_way[key.namespace]
+
+    def settle_overdue(self) -> None:
+        """Give up on those that have had PATIENCE_SECONDS."""
+        overdue = self._clock() - PATIENCE_SECONDS
+        late = [key for keys in self._under_way.values() for key, since in keys.items() if since <= overdue]
+        for key in late:
+            self.settle(key)
+
+    def _hand_on(self, namespace: str, under_way: OrderedDict[Key, float]) -> None:
+        """The place is kept for the one that is told, until it settles: it may have no more use for it."""
+        waiting = self._waiting.get(namespace)
+        if not waiting:
+            return
+        key, _ = waiting.popitem(last=False)
+        if not waiting:
+            del self._waiting[namespace]
+        under_way[key] = self._clock()
+        self._enqueue(key)

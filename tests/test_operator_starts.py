@@ -1,0 +1,78 @@
+"""Who may start now, and who is told later that it may."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator.schedule import Key
+from finetune_operator.starts import PATIENCE_SECONDS, UNDER_WAY, Starts
+from test_operator_schedule import Clock
+
+
+def keys(count, namespace="loud"):
+    return [Key(namespace, f"job-{number}") for number in range(count)]
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def starts(told, clock):
+    return Starts(told.append, clock)
+
+
+def test_a_tenant_has_a_few_under_way_and_holds_up_no_other(starts, told):
+    assert [starts.admit(key) for key in keys(UNDER_WAY + 2)] == [True] * UNDER_WAY + [False] * 2
+    assert starts.admit(Key("quiet", "one"))
+    assert starts.admit(keys(1)[0])  # looked at once more
+    assert told == []
+
+
+def test_those_that_wait_are_told_in_their_order(starts, told):
+    first, *others = keys(UNDER_WAY + 3)
+    for key in (first, *others):
+        starts.admit(key)
+    starts.settle(first)
+    starts.settle(first)
+    assert told == keys(UNDER_WAY + 1)[-1:]
+    assert starts.admit(told[0])
+    starts.settle(told[0])  # it was deleted meanwhile
+    assert told == keys(UNDER_WAY + 2)[-2:]
+
+
+def test_pods_that_do_not_come_hold_nobody_up_for_long(starts, told, clock):
+    for key in keys(UNDER_WAY + 2):
+        starts.admit(key)
+    starts.settle_overdue()
+    assert told == []
+    clock.seconds += PATIENCE_SECONDS
+    starts.settle_overdue()
+    assert told == keys(UNDER_WAY + 2)[-2:]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["admit", "settle", "wait"]), st.integers(0, 40)), max_size=200))
+def test_nobody_is_forgotten(steps):
+    clock, told = Clock(), []
+    starts, asked, admitted = Starts(told.append, clock), set(), set()
+    for step, number in steps:
+        key = Key("loud", str(number))
+        if step == "admit":
+            asked.add(key)
+            if starts.admit(key):
+                admitted.add(key)
+        elif step == "settle":
+            starts.settle(key)
+        else:
+            clock.seconds += 1
+            starts.settle_overdue()
+    for _ in range(10):
+        clock.seconds += PATIENCE_SECONDS
+        starts.settle_overdue()
+    assert asked == admitted | set(told)
