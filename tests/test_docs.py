@@ -174,7 +174,7 @@ def test_flags_exist(page):
     named = set(re.findall(r"`(--?[a-z][a-z-]*)[^`]*`", prose_of(page)))
     assert named <= known
     commands = {words[1] for words in re.findall(r"`(finetune) ([a-z]+)", prose_of(page))}
-    assert commands <= {"run", "validate", "status"}
+    assert commands <= {"run", "validate", "estimate", "status", "compare"}
 
 
 def parsers():

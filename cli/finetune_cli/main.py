@@ -14,9 +14,11 @@ _DESCRIPTION = (
 _EPILOG = """\
 examples:
   finetune validate -f job.yaml            check a job, and say what is wrong with it
+  finetune estimate -f job.yaml            say what it takes of memory, and the largest batch that fits a GPU
   finetune run -f job.yaml                 train, evaluate and export; all of it goes to runs/<name>
   finetune run -f job.yaml --set spec.training.epochs=1 --out runs/trial
   finetune status runs/trial               how it stands
+  finetune compare runs/a runs/b           in what they differ
   finetune render -f job.yaml              what a cluster would be asked to run
   finetune status reviews -n team-a        how a job in a cluster stands
   finetune logs reviews --follow           what its workers print
@@ -32,8 +34,22 @@ Run a FineTuneJob on this machine, with the restarts, early stopping and status 
 Ctrl-C saves and stops; the same command again goes on from there, as it does after a crash. A second Ctrl-C ends it at
 once. A finished run is left as it is; one that has failed is tried again. Of an unfinished run spec.distributed and
 spec.recovery may be changed: it goes on with, say, another number of processes.
+
+A FineTuneExperiment is run whole: every trial is a run of its own, in DIR/trials.
 """
 _VALIDATE = "One line a fault: field, what was found, what is allowed. Exit 64 if any, 66 if a file is missing."
+_ESTIMATE = """\
+Read a job's data and model, run two small forward and backward passes on the CPU, and say how many parameters are
+trained, what weights, gradients, optimizer and activations take of memory, and the largest batch that a GPU takes.
+Nothing is trained.
+"""
+_ESTIMATE_EPILOG = """\
+exit codes: as of finetune run
+
+examples:
+  finetune estimate -f job.yaml
+  finetune estimate -f job.yaml --gpu-memory 80Gi --output json
+"""
 _RENDER = """\
 Print the objects that the operator would make of a job in Kubernetes, as YAML. No cluster is asked: what only a cluster
 knows is said in the comment at the head.
@@ -57,7 +73,7 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - a list of commands
     """Run the command; returns its exit code."""
     parser = build_parser()
     options = parser.parse_args(arguments)
@@ -68,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from finetune_cli.validate import validate
 
             return validate(options.file, tuple(options.set))
+        case "estimate":
+            return _estimate(options)
         case "render":
             return _render(options)
         case "status":
@@ -85,6 +103,14 @@ def _run(options: argparse.Namespace) -> int:
     return run(Options(options.file, tuple(options.set), options.out, options.cache, options.volumes))
 
 
+def _estimate(options: argparse.Namespace) -> int:
+    from finetune_cli.estimate import Options, estimate
+
+    return estimate(
+        Options(options.file, tuple(options.set), options.gpu_memory, options.output, options.cache, options.volumes)
+    )
+
+
 def _render(options: argparse.Namespace) -> int:
     from finetune_cli.render import Options, render
 
@@ -98,23 +124,35 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     _add_run(commands)
     _add_validate(commands)
+    _add_estimate(commands)
     arguments_of_cluster.add_status(commands)
     _add_render(commands)
+    arguments_of_cluster.add_compare(commands)
     arguments_of_cluster.add_others(commands)
     return parser
 
 
 def _add_run(commands: _Commands) -> None:
     run = commands.add_parser(
-        "run", help="run a job on this machine", description=_RUN, epilog=_RUN_EPILOG, formatter_class=_AS_IT_IS
+        "run",
+        help="run a job or an experiment on this machine",
+        description=_RUN,
+        epilog=_RUN_EPILOG,
+        formatter_class=_AS_IT_IS,
     )
-    run.add_argument("-f", "--file", type=Path, required=True, metavar="FILE", help="the FineTuneJob, YAML or JSON")
+    run.add_argument(
+        "-f", "--file", type=Path, required=True, metavar="FILE", help="the FineTuneJob or FineTuneExperiment"
+    )
     _add_set(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/<name of the job>)")
+    _add_folders(run)
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
     cache = "folder of prepared data, shared by runs (default: ~/.cache/finetune-operator)"
-    run.add_argument("--cache", type=Path, metavar="DIR", help=cache)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=cache)
     volumes = "folder in which pvc://claim/path is found as claim/path (default: /volumes)"
-    run.add_argument("--volumes", type=Path, metavar="DIR", help=volumes)
+    parser.add_argument("--volumes", type=Path, metavar="DIR", help=volumes)
 
 
 def _add_validate(commands: _Commands) -> None:
@@ -122,6 +160,23 @@ def _add_validate(commands: _Commands) -> None:
     what = "a FineTuneJob; may be repeated"
     validate.add_argument("-f", "--file", type=Path, action="append", required=True, metavar="FILE", help=what)
     _add_set(validate)
+
+
+def _add_estimate(commands: _Commands) -> None:
+    estimate = commands.add_parser(
+        "estimate",
+        help="say what a job takes of memory",
+        description=_ESTIMATE,
+        epilog=_ESTIMATE_EPILOG,
+        formatter_class=_AS_IT_IS,
+    )
+    what = "the FineTuneJob, YAML or JSON"
+    estimate.add_argument("-f", "--file", type=Path, required=True, metavar="FILE", help=what)
+    _add_set(estimate)
+    room = "memory of the GPU to fit into, for example 80Gi"
+    estimate.add_argument("--gpu-memory", metavar="QUANTITY", help=room)
+    estimate.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
+    _add_folders(estimate)
 
 
 def _add_render(commands: _Commands) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from finetune_api.errors import SpecError
 from finetune_api.job import FineTuneJob, immutable_changes
-from finetune_api.load import read_job
+from finetune_api.load import kind_in, read_job
 from finetune_api.outcomes import ExitCode
 from finetune_api.status import JobStatus, Phase, Reason
 from finetune_api.wiring import Variable
@@ -66,6 +66,10 @@ def run(options: Options, *, command: tuple[str, ...] = TRAINER) -> int:
     if not options.file.exists():
         return _refuse(ExitCode.NOT_FOUND, [f"{options.file}: is not there"])
     try:
+        if kind_in(options.file) == "FineTuneExperiment":
+            from finetune_cli.experiments.run import run_experiment
+
+            return run_experiment(options, command)
         job = read_job(options.file, options.overrides)
         store = Store((options.out or Path("runs") / job.metadata.name).resolve())
         store.root.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,9 @@ _PIPELINES: dict[TaskName, str] = {
     "text-regression": 'pipeline("text-classification", model={model!r}, function_to_apply="none")',
     "causal-lm": 'pipeline("text-generation", model={model!r})',
     "image-classification": 'pipeline("image-classification", model={model!r})',
+    "object-detection": 'pipeline("object-detection", model={model!r})',
+    "image-captioning": "AutoModelForImageTextToText.from_pretrained({model!r})",
+    "image-text-matching": "AutoModel.from_pretrained({model!r})  # a BLIP by BlipForImageTextRetrieval",
 }
 
 
@@ -49,7 +52,7 @@ def _success(job: FineTuneJob, status: JobStatus, store: Store) -> Iterator[Line
         call = _PIPELINES[job.spec.task].format(model=_short(Path(status.result.model)))
         yield "", "plain"
         yield "Use the model:", "plain"
-        yield "  from transformers import pipeline", "plain"
+        yield f"  from transformers import {call.partition('(')[0].partition('.')[0]}", "plain"
         yield f"  model = {call}", "plain"
 
 
@@ -61,6 +64,7 @@ def outcome_facts(status: JobStatus) -> Iterator[Line]:
         ("best", words.best(status.best) if status.best else ""),
         ("restarts", words.restarts(status)),
         ("took", took),
+        *sorted(status.tracking_urls.items()),
     )
     for name, text in facts:
         if text:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune_api.errors import SpecError
 from finetune_api.job import FineTuneJob
+from finetune_api.load import kind_in
 from finetune_api.outcomes import ExitCode
 from finetune_api.status import Attempt, JobStatus, Phase
 from finetune_cli import words
@@ -17,6 +18,8 @@ from finetune_cli.store import Store, is_locked
 def show_status(root: Path) -> int:
     """Print how the run stands; returns the command's exit code."""
     store = Store(root.resolve())
+    if kind_in(store.folder.status) == "FineTuneExperiment":
+        return _show_experiment(store.root)
     try:
         job = store.read()
     except SpecError as error:
@@ -26,6 +29,20 @@ def show_status(root: Path) -> int:
         print(f"{root}: holds no run (no status.yaml)", file=sys.stderr)
         return ExitCode.NOT_FOUND
     say_lines(tuple(status_lines(job, store)))
+    return ExitCode.DONE
+
+
+def _show_experiment(root: Path) -> int:
+    from finetune_cli.experiments.screens import screen
+    from finetune_cli.experiments.store import ExperimentStore
+
+    try:
+        experiment = ExperimentStore(root).read()
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return ExitCode.BAD_DATA
+    assert experiment is not None
+    say_lines(tuple(screen(experiment, root)))
     return ExitCode.DONE
 
 

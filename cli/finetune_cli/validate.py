@@ -1,4 +1,4 @@
-"""``finetune validate``: says of each file whether it is a valid FineTuneJob, without torch, a network or a cluster.
+"""``finetune validate``: says of each file whether it is valid, without torch, a network or a cluster.
 
 Invariant: one line a valid file on stdout, one line a fault on stderr; a fault names its file and field.
 """
@@ -8,8 +8,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from finetune_api.errors import Fault, SpecError
-from finetune_api.job import FineTuneJob, JobSpec
-from finetune_api.load import read_job
+from finetune_api.experiment_checks import read_experiment
+from finetune_api.job import JobSpec
+from finetune_api.load import kind_in, read_job
 from finetune_api.outcomes import ExitCode
 
 
@@ -32,16 +33,26 @@ def _validate_file(path: Path, overrides: tuple[str, ...]) -> ExitCode:
         _print_faults(path, (Fault("", "is not there"),))
         return ExitCode.NOT_FOUND
     try:
-        job = read_job(path, overrides)
+        spec, summary = _read(path, overrides)
     except SpecError as error:
         _print_faults(path, error.faults)
         return ExitCode.BAD_SPEC
-    absent = absent_sources(job.spec)
+    absent = absent_sources(spec)
     if absent:
         _print_faults(path, absent)
         return ExitCode.NOT_FOUND
-    print(f"{path}: valid: {_summary(job)}")
+    print(f"{path}: valid: {summary}")
     return ExitCode.DONE
+
+
+def _read(path: Path, overrides: tuple[str, ...]) -> tuple[JobSpec, str]:
+    """The spec whose sources are to be there, and the file in a few words."""
+    if kind_in(path) != "FineTuneExperiment":
+        job = read_job(path, overrides)
+        return job.spec, _summary(job.spec)
+    spec = read_experiment(path, overrides).spec
+    what = f"{len(spec.variants)} variants" if spec.variants else "a search"
+    return spec.template, f"{what}, {len(spec.seeds)} seeds each, of {_summary(spec.template)}"
 
 
 def absent_sources(spec: JobSpec) -> tuple[Fault, ...]:
@@ -58,10 +69,10 @@ def _local_path(source: str) -> Path | None:
     return Path(unquote(rest)) if scheme == "file" else None
 
 
-def _summary(job: FineTuneJob) -> str:
-    model = job.spec.model
+def _summary(spec: JobSpec) -> str:
+    model = spec.model
     start = model.source or f"a new {(model.config or {}).get('model_type', 'model')}"
-    return f"{job.spec.task} of {start} on {job.spec.data.source}"
+    return f"{spec.task} of {start} on {spec.data.source}"
 
 
 def _print_faults(path: Path, faults: tuple[Fault, ...]) -> None:

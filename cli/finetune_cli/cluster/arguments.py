@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from finetune_api.job import FineTuneJob
     from finetune_cli.cluster.api import Cluster
 
-COMMANDS = ("describe", "logs", "suspend", "resume")
+COMMANDS = ("describe", "logs", "suspend", "resume", "compare")
 """Beside ``status``, which shows a folder as well."""
 INTERRUPTED_EXIT_CODE = 130
 USAGE_EXIT_CODE = 2
@@ -36,6 +37,17 @@ _LOGS = """\
 Print what the workers of the newest attempt have printed; of several workers each line says whose it is.
 
 --follow goes on with later attempts until the job has finished. Exit code 75: a worker has not begun to print.
+"""
+_COMPARE = """\
+Show runs side by side: the fields of their specs in which they differ, their metrics, and their curves.
+
+NAME is a folder as in finetune status, else a job in a cluster; an experiment's folder stands for all of its trials.
+"""
+_COMPARE_EPILOG = """\
+examples:
+  finetune compare runs/full runs/lora
+  finetune compare runs/digits-schemes --json
+  finetune compare reviews-full reviews-lora -n team-a
 """
 _SUSPEND = "Have a job save, stop and free its resources. finetune resume lets it go on from there."
 _RESUME = "Let a suspended job go on from its newest checkpoint."
@@ -65,6 +77,17 @@ def add_others(commands: _Commands) -> None:
     _add(commands, "resume", "let a suspended job go on", _RESUME)
 
 
+def add_compare(commands: _Commands) -> None:
+    """``finetune compare``, of folders and jobs of a cluster."""
+    compare = commands.add_parser(
+        "compare", help="show in what runs differ", description=_COMPARE, epilog=_COMPARE_EPILOG,
+        formatter_class=_AS_IT_IS,
+    )  # fmt: skip
+    compare.add_argument("names", nargs="+", metavar="NAME", help="folder of a local run, or job of a cluster")
+    compare.add_argument("--json", action="store_true", help="print JSON, with every evaluation")
+    _add_access(compare)
+
+
 def run_status(options: argparse.Namespace) -> int:
     """``finetune status``."""
     if options.name is not None and options.all_namespaces:
@@ -77,9 +100,29 @@ def run_status(options: argparse.Namespace) -> int:
     return run_command(options)
 
 
+def _compare(options: argparse.Namespace, cluster: "Cluster | None" = None) -> int:
+    from finetune_cli.compare import compare
+
+    def read_job(name: str) -> "FineTuneJob":
+        from finetune_api.outcomes import ExitCode
+        from finetune_cli.cluster.errors import ClusterError
+        from finetune_cli.cluster.jobs import read_known_job
+
+        assert cluster is not None
+        job = read_known_job(cluster, name).job
+        if job is None:
+            raise ClusterError(ExitCode.BAD_DATA, f"{name}: its spec is of another version; bring this one up to date")
+        return job
+
+    return compare(options.names, as_json=options.json, read_job=read_job)
+
+
 def run_command(options: argparse.Namespace) -> int:
     """One of the commands that ask a cluster; returns its exit code."""
     from finetune_api.outcomes import ExitCode
+
+    if options.command == "compare" and all(_means_folder(name) for name in options.names):
+        return _compare(options)
 
     try:
         from finetune_cli.cluster.access import Access
@@ -108,6 +151,8 @@ def _dispatch(cluster: "Cluster", options: argparse.Namespace) -> int:
             if options.name is not None:
                 return show_job(cluster, options.name, watch=options.watch)
             return show_jobs(cluster, None if options.all_namespaces else cluster.namespace, watch=options.watch)
+        case "compare":
+            return _compare(options, cluster)
         case "describe":
             from finetune_cli.cluster.describe import describe
 
@@ -130,7 +175,11 @@ def _is_folder(options: argparse.Namespace) -> bool:
         return False
     if options.namespace or options.context or options.kubeconfig:
         return False
-    return "/" in options.name or Path(options.name).is_dir()
+    return _means_folder(options.name)
+
+
+def _means_folder(name: str) -> bool:
+    return "/" in name or Path(name).is_dir()
 
 
 def is_plugin() -> bool:

@@ -111,6 +111,7 @@ def _facts(known: KnownJob, now: datetime) -> Iterator[Line]:
 
 def _places(known: KnownJob) -> Iterator[Line]:
     result, saved = known.status.result, known.status.last_checkpoint
+    yield from (fact(printable(name), printable(url)) for name, url in sorted(known.status.tracking_urls.items()))
     if result is not None:
         named = (("model", result.model), ("adapter", result.adapter), ("report", result.report))
         yield from (fact(name, printable(path)) for name, path in named if path)

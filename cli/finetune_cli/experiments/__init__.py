@@ -1,0 +1,1 @@
+"""Experiments on this machine: trials are local runs, driven by the same plan as in a cluster."""
