@@ -19,6 +19,7 @@ from finetune_api.crd import RESOURCES, definition
 from finetune_api.editor import editor_schema
 from finetune_api.experiment import FineTuneExperiment
 from finetune_api.reference import reference
+from finetune_api.support import support
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout that this package lies in."""
@@ -47,6 +48,7 @@ def generated_files() -> dict[str, str]:
         **{f"{CHART}/templates/crds/{plural}.yaml": crd_template(text, NOTICE) for plural, text in definitions.items()},
         f"{CHART}/values.schema.json": _json(values_schema(json.loads(OWN_VALUES.read_text("utf-8")), NOTICE)),
         "docs/reference.md": reference(NOTICE),
+        "docs/support.md": support(NOTICE),
         "docs/finetunejob.schema.json": _json(editor_schema(NOTICE)),
         "docs/finetuneexperiment.schema.json": _json(editor_schema(NOTICE, FineTuneExperiment)),
     }
