@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
+import resampling
 from finetune_api.intervals import Interval, Intervals
 from finetune_trainer.bootstrap import LEAST_RESAMPLES, MOST_BYTES, Cells, Family, Resamples, poisson_weights
+from finetune_trainer.box_metrics import BoxPrecision
 from finetune_trainer.families import families, loss_family
 from finetune_trainer.metrics import METRICS
 from finetune_trainer.task import IGNORED, Target
@@ -27,6 +29,8 @@ def test_weights_are_a_function_of_seed_and_index():
     parts = [poisson_weights(np.array(part), 33, seed=7) for part in np.split(np.arange(100), [1, 40])]
     assert np.array_equal(whole, np.concatenate(parts))
     assert not np.array_equal(whole, poisson_weights(np.arange(100), 33, seed=8))
+    some = [poisson_weights(np.arange(100), 33, 7, part) for part in (range(12), range(12, 20), range(20, 33))]
+    assert np.array_equal(whole, np.concatenate(some, axis=1))
 
 
 def classified(count: int, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,3 +187,104 @@ def test_a_metric_that_is_not_defined_on_any_resample():
         {"x": lambda sums: sums[0] * torch.nan},
     )
     assert intervals_of(family, {"x": 1.0}, (torch.ones(1), torch.ones(1)), wanted=Intervals()) == {}
+
+
+# Boxes and retrieval: known only when all samples have been seen ------------------------------------------------------
+
+ROUNDED = 1e-7
+"""torchmetrics hands out float32."""
+
+
+def drawn_images(count, seed):
+    """Indices of as many images, drawn with replacement."""
+    return np.random.default_rng(seed).integers(0, count, count)
+
+
+def precision_of(images, chosen):
+    """mAP and mAP at 0.5, by pycocotools, of the images chosen."""
+    values = []
+    for thresholds in (None, [0.5]):
+        metric = BoxPrecision(thresholds)
+        metric.update([images[index][0] for index in chosen], [images[index][1] for index in chosen])
+        values.append(float(metric.compute()))
+    return values
+
+
+def test_average_precision_of_the_images_as_they_are_is_that_of_coco():
+    images = resampling.images(40)
+    values = resampling.resampled_boxes(images, Intervals(resamples=4))
+    assert values[:, -1].tolist() == pytest.approx(precision_of(images, range(40)), abs=ROUNDED)
+
+
+def test_average_precision_of_a_resample_is_that_of_coco_on_its_images():
+    images = resampling.images(30)
+    values = resampling.resampled_boxes(images, Intervals(resamples=6, seed=3))
+    weights = poisson_weights(np.arange(30), 6, seed=3).astype(int)
+    expected = [precision_of(images, np.repeat(np.arange(30), weights[:, column])) for column in range(6)]
+    assert values[:, :-1].T.tolist() == [pytest.approx(each, abs=ROUNDED) for each in expected]
+
+
+def test_interval_of_average_precision_is_that_of_images_drawn_with_replacement():
+    images = resampling.images(50)
+    exact = dict(zip(("map", "map50"), precision_of(images, range(50)), strict=True))
+    found = resampling.box_intervals(images, exact, Intervals(resamples=1000, confidence=0.8))
+    drawn = np.array([precision_of(images, drawn_images(50, seed))[1] for seed in range(150)])
+    low, high = np.quantile(drawn, [0.1, 0.9])
+    assert (found["map50"].low, found["map50"].high) == pytest.approx((low, high), abs=0.3 * (high - low))
+    assert found["map"].low < exact["map"] < found["map"].high
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch):
+    images = resampling.images(20)
+    whole = resampling.resampled_boxes(images, Intervals(resamples=50))
+    monkeypatch.setattr("finetune_trainer.box_resamples._MOST_BYTES", 1)
+    blocks = resampling.resampled_boxes(images, Intervals(resamples=50))
+    torch.testing.assert_close(whole, blocks, rtol=1e-14, atol=0)
+
+
+NO_BOXES = {
+    "no object": ([("boxes", 3, 0)], {"map": 0.0}),
+    "no image": ([], {"map": 0.0}),
+    "none are asked for": ([("boxes", 3, 2)], {"loss": 1.0}),
+}
+
+
+@pytest.mark.parametrize(("images", "exact"), NO_BOXES.values(), ids=NO_BOXES)
+def test_no_intervals_of_boxes(images, exact):
+    made = [resampling.image(found, there, seed=0) for _, found, there in images]
+    assert resampling.box_intervals(made, exact, Intervals()) == {}
+
+
+def test_nothing_found_is_a_precision_of_0():
+    made = [resampling.image(0, 2, seed=0)]
+    assert resampling.box_intervals(made, {"map": 0.0}, Intervals()) == {"map": Interval(low=0, high=0)}
+
+
+def test_intervals_of_recall_are_those_of_images_drawn_with_replacement():
+    """Every image has two texts: they come and go with it."""
+    images, texts, pairs = resampling.pairs(60, texts_each=2)
+    exact, found = resampling.recall_intervals(images, texts, pairs, Intervals(resamples=2000, confidence=0.9))
+    assert found.keys() == exact.keys()
+    hits = resampling.ranks_of(images, texts, pairs)
+    for name, (ranks, image_of) in hits.items():
+        shares = []
+        for seed in range(2000):
+            chosen = np.bincount(drawn_images(60, seed), minlength=60)[image_of]
+            shares.append(np.average(ranks < 5, weights=chosen))
+        low, high = np.quantile(shares, [0.05, 0.95])
+        interval = found[f"{name}At5"]
+        assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+    assert found["recallAt5"].low < exact["recallAt5"] < found["recallAt5"].high
+
+
+def test_intervals_of_what_is_known_at_the_end_over_processes_are_those_over_all_samples(group):
+    """Images are shared unevenly, and one process has none."""
+    (whole,) = group.run(resampling.intervals_of_rank, 1, (25,), (25,))
+    both = group.run(resampling.intervals_of_rank, 2, (18, 7), (25, 0))
+    assert both[0] == both[1] == whole
+    assert [len(one) for one in whole] == [12, 12]
+
+
+def test_memory_of_boxes_is_bounded():
+    """One resample at a time would not fit beside 100,000 boxes of a class if all were computed at once: 0.8 GB."""
+    assert resampling.most_at_once(boxes=100_000, resamples=1000) <= 16 * 2**20

@@ -3,7 +3,9 @@
 A resample gives every sample a weight drawn from Poisson(1), which for more than some dozens of samples is as good as
 drawing them with replacement, and can be done in a stream (Chamandy et al., "Estimating Uncertainty for Massive Data
 Streams", 2012; Hanley and MacGibbon, 2006). Metrics that are functions of sums over the samples are then computed from
-the weighted sums of each resample, all resamples at once. The interval is that of percentiles (Efron, 1981).
+the weighted sums of each resample, all resamples at once. The interval is that of percentiles (Efron, 1981). What is
+known only when all samples have been seen is resampled then: recall of retrieval, from the rank of each query
+(``retrieval``), and average precision, from the match of each box (``box_resamples``).
 
 Invariant: a sample's weights are a function of (seed, index), so the interval depends neither on how the samples are
 cut into batches nor on how many processes share them.
@@ -26,6 +28,8 @@ MOST_BYTES = 128 * 2**20
 """Of the sums of one family of metrics; with more cells fewer resamples are drawn."""
 LEAST_RESAMPLES = 100
 """Below this many, percentiles say nothing, and there is no interval."""
+RESAMPLES_AT_ONCE = 4
+"""Of one random number: 16 bits for each."""
 _ROWS = 4096
 """Cells that are added to at once: they are expanded to all resamples."""
 _DIGITS = 6
@@ -63,16 +67,18 @@ def _poisson_table() -> Array:
 _POISSON = _poisson_table()
 
 
-def poisson_weights(indices: Array, resamples: int, seed: int) -> Array:
+def poisson_weights(indices: Array, resamples: int, seed: int, only: range | None = None) -> Array:
     """Weights (n, resamples) float64 of the samples ``indices`` (n,), from the counter-based generator SplitMix64.
 
     Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014. The table makes Poisson's tail end
-    at 8, and its probabilities exact to 2⁻¹⁶.
+    at 8, and its probabilities exact to 2⁻¹⁶. ``only``: these resamples, from a multiple of ``RESAMPLES_AT_ONCE``.
     """
-    words = -(-resamples // 4)
-    counters = indices.astype(np.uint64)[:, None] * np.uint64(words) + np.arange(words, dtype=np.uint64)
+    wanted = only or range(resamples)
+    words, first = -(-resamples // RESAMPLES_AT_ONCE), wanted.start // RESAMPLES_AT_ONCE
+    chosen = np.arange(first, -(-wanted.stop // RESAMPLES_AT_ONCE), dtype=np.uint64)
+    counters = indices.astype(np.uint64)[:, None] * np.uint64(words) + chosen
     bits = _mixed(counters + _mixed(np.array([seed], np.uint64)))
-    found: Array = _POISSON[bits.view(np.uint16)[:, :resamples]]
+    found: Array = _POISSON[bits.view(np.uint16)[:, : len(wanted)]]
     return found
 
 
@@ -113,12 +119,27 @@ class Resamples:
         if not self._resamples:
             return {}
         found = {name: self._family.values[name](self.sums) for name in self._family.values if name in exact}
-        ends = ((1 - confidence) / 2, (1 + confidence) / 2)
-        return {
-            name: _interval(values[:-1].numpy(), exact[name] - values[-1].item(), ends, self._family.most)
-            for name, values in found.items()
-            if bool(torch.isfinite(values[-1])) and bool(torch.isfinite(values[:-1]).any())
-        }
+        return percentiles(found, exact, confidence, most=self._family.most)
+
+
+def percentiles(
+    found: Mapping[str, Tensor], exact: Mapping[str, float], confidence: float, *, most: float = math.inf
+) -> dict[str, Interval]:
+    """The interval of each metric: its percentiles over resamples, moved to its value.
+
+    Args:
+        found: Metric → its value on every resample and (last) on the samples as they are: (B + 1,) float64; NaN where
+            it is not defined. One that is not defined on the samples, or on no resample, has no interval.
+        exact: Metric → its value.
+        confidence: Share of the resamples within.
+        most: No value is above this.
+    """
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    return {
+        name: _interval(values[:-1].numpy(), exact[name] - values[-1].item(), ends, most)
+        for name, values in found.items()
+        if bool(torch.isfinite(values[-1])) and bool(torch.isfinite(values[:-1]).any())
+    }
 
 
 def _interval(values: Array, shift: float, ends: Sequence[float], most: float) -> Interval:

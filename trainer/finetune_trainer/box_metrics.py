@@ -5,10 +5,16 @@ Imports torchmetrics and pycocotools: import this module at the first evaluation
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
+
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+"""IoU from which a box is found. COCO's own; torchmetrics would take their neighbours in float32."""
+LEVELS = tuple(np.linspace(0, 1, 101).tolist())
+"""Recalls at which the precision is read."""
 
 
 class BoxPrecision(MeanAveragePrecision):
@@ -19,7 +25,7 @@ class BoxPrecision(MeanAveragePrecision):
 
     def __init__(self, thresholds: list[float] | None) -> None:
         """``thresholds``: IoU from which a box is found; None for 0.50, 0.55 … 0.95."""
-        super().__init__(iou_thresholds=thresholds)
+        super().__init__(iou_thresholds=thresholds or list(THRESHOLDS), rec_thresholds=list(LEVELS))
         self.warn_on_many_detections = False
         self._most = max(self.max_detection_thresholds)
 

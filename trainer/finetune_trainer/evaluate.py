@@ -69,7 +69,10 @@ class Judge:
                         self._judge(model, batch.to(self.accelerator.device), scores, details, bootstrap)
                     self.beat()
                     progress(100 * number / len(batches))
-            return scores.compute(self.group.sum)
+            values = scores.compute(self.group.sum)
+            if bootstrap is not None and self.group.rank == 0:  # every rank has all queries
+                bootstrap.update_queries(scores.queries())
+            return values
         finally:
             set_training(model)
 

@@ -3,7 +3,8 @@
 Each is the metric of the same name in ``metrics``; a test compares the two. Imports torchmetrics: at the end of a run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from finetune_api.intervals import Interval, Intervals
 from finetune_trainer.bootstrap import Cells, Family, Resamples
+from finetune_trainer.box_resamples import BoxResamples
 from finetune_trainer.data.order import Indices
+from finetune_trainer.distributed import Group
+from finetune_trainer.retrieval import DEPTHS, Queries
 from finetune_trainer.streamed import auroc_area, auroc_cells
 from finetune_trainer.task import IGNORED, Target
 from finetune_trainer.text_scores import TEXT_FAMILY
@@ -28,7 +32,7 @@ def families(target: Target, classes: int) -> tuple[Family, ...]:
         return _one_of(classes), _area(classes, exclusive=True)
     if target == Target.CLASSES:
         return _any_of(classes), _area(classes, exclusive=False)
-    return {Target.NUMBER: (_NUMBERS,), Target.TOKENS: (_TOKENS,)}.get(target, ())
+    return {Target.NUMBER: (_NUMBERS,), Target.TOKENS: (_TOKENS,), Target.PAIRS: (_PAIRS,)}.get(target, ())
 
 
 def loss_family() -> Family:
@@ -154,6 +158,47 @@ def _add_tokens(logits: Tensor, target: Tensor) -> Cells:
 _TOKENS = Family(2, _add_tokens, {"tokenAccuracy": lambda sums: sums[0] / sums[1]})
 
 
+# ── images and texts ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_classes(predictions: Any, wanted: Any) -> Cells:
+    """What an image is of, or whether each of two texts is its: one class or several a pair, (n × k,)."""
+    count, kinds = len(wanted["pairs"]), zip(predictions["classes"], wanted["classes"], strict=True)
+    hits = [(found == right).view(count, -1).double() for found, right in kinds]
+    rows = torch.cat(hits or [torch.zeros(count, 0)], dim=1)
+    return _columns(rows.sum(1), torch.ones_like(rows).sum(1))
+
+
+_PAIRS = Family(2, _add_classes, {"accuracy": lambda sums: sums[0] / sums[1]})
+
+
+def recall_family() -> Family:
+    """All recalls; it takes ranks of queries (n,), and which part of the sums they are of: 0 images, 1 texts."""
+    width = len(DEPTHS) + 1
+
+    def add(ranks: Tensor, part: int) -> Cells:
+        counted = _columns(*(ranks < depth for depth in DEPTHS), torch.ones_like(ranks))
+        return Cells(counted.samples, counted.cells + part * width, counted.values)
+
+    def share(sums: Tensor, part: int, place: int) -> Tensor:
+        return sums[part * width + place] / sums[(part + 1) * width - 1]
+
+    values: dict[str, Callable[[Tensor], Tensor]] = {}
+    for place, depth in enumerate(DEPTHS):
+        values[f"textRecallAt{depth}"] = partial(share, part=0, place=place)
+        values[f"imageRecallAt{depth}"] = partial(share, part=1, place=place)
+        values[f"recallAt{depth}"] = partial(_mean_share, share, place)
+    return Family(2 * width, add, values)
+
+
+def _mean_share(share: Callable[[Tensor, int, int], Tensor], place: int, sums: Tensor) -> Tensor:
+    return (share(sums, 0, place) + share(sums, 1, place)) / 2
+
+
+_QUERIES = 1024
+"""Taken in at once: their weights take 8 MiB with 1,000 resamples."""
+
+
 class Bootstrap:
     """Resamples of everything that one evaluation measures."""
 
@@ -161,6 +206,8 @@ class Bootstrap:
         self._confidence = wanted.confidence
         self._loss = Resamples(loss_family(), wanted)
         self._texts = Resamples(TEXT_FAMILY, wanted)
+        self._recalls = Resamples(recall_family(), wanted)
+        self._boxes = BoxResamples(wanted) if target == Target.BOXES else None
         self._families = tuple(Resamples(family, wanted) for family in families(target, classes))
 
     def update(self, predictions: Any, targets: Any, losses: Tensor, counts: Tensor, indices: Indices) -> None:
@@ -171,15 +218,24 @@ class Bootstrap:
             self._loss.sums.fill_(torch.nan)
         for resamples in self._families:
             resamples.update(predictions, targets, indices)
+        if self._boxes is not None:
+            self._boxes.update(predictions, targets, indices)
 
     def update_texts(self, written: list[str], expected: list[str], indices: Indices) -> None:
         """Take in what the model wrote for one batch, and what was expected."""
         self._texts.update(written, expected, indices)
 
-    def intervals(self, exact: Mapping[str, float], add_up: Callable[[Tensor], None]) -> dict[str, Interval]:
-        """Intervals of the metrics ``exact``; ``add_up`` makes a tensor its sum over ranks. Every rank takes part."""
-        found: dict[str, Interval] = {}
-        for resamples in (self._loss, self._texts, *self._families):
-            add_up(resamples.sums)
+    def update_queries(self, queries: Sequence[Queries]) -> None:
+        """Take in all images and all texts of a retrieval; one rank does."""
+        for part, each in enumerate(queries):
+            for start in range(0, len(each.ranks), _QUERIES):
+                some = slice(start, start + _QUERIES)
+                self._recalls.update(each.ranks[some], part, each.samples[some].numpy())
+
+    def intervals(self, exact: Mapping[str, float], group: Group) -> dict[str, Interval]:
+        """Intervals of the metrics ``exact``. Every rank takes part."""
+        found = self._boxes.intervals(exact, self._confidence, group) if self._boxes else {}
+        for resamples in (self._loss, self._texts, self._recalls, *self._families):
+            group.add_up(resamples.sums)
             found |= resamples.intervals(exact, self._confidence)
         return {name: found[name] for name in exact if name in found}

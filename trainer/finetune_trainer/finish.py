@@ -66,7 +66,8 @@ def finish(ending: Ending, loop: Loop, state: RunState, *, build: Callable[[], n
     details = Details(ending.task, len(ending.prepared.labels or ()))
     bootstrap = _bootstrap(ending, loop)
     metrics = loop.judge.evaluate(loop.model, ending.parts[part], details=details, bootstrap=bootstrap)
-    intervals = bootstrap.intervals(metrics, loop.group.add_up) if bootstrap else {}
+    with loop.heartbeat.pulse():
+        intervals = bootstrap.intervals(metrics, loop.group) if bootstrap else {}
     details = details.merge(_gather(loop, details))
     log.info("%s: %s", part, summary(metrics))
     with loop.heartbeat.pulse():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.errors import SpecFault
-from finetune_trainer.retrieval import RECALLS, Recall
+from finetune_trainer.retrieval import RECALLS, Queries, Recall
 from finetune_trainer.task import IGNORED, Target, Task
 
 if TYPE_CHECKING:
@@ -185,6 +185,11 @@ class Scores:
         for name, metric in self._metrics.items():
             if METRICS[name].is_of_texts:
                 metric.update(written, expected)
+
+    def queries(self) -> tuple[Queries, ...]:
+        """Images and texts as the recalls have them, once ``compute`` has; none if no recall is computed."""
+        recall: Any = next((metric for metric in self._metrics.values() if isinstance(metric, Recall)), None)
+        return recall.queries() if recall else ()
 
     def compute(self, total: Callable[[Sequence[float]], list[float]]) -> dict[str, float]:
         """Values over all ranks. ``total`` sums numbers over ranks; torchmetrics gathers its own states."""

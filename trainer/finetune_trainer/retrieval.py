@@ -5,6 +5,7 @@ text that comes in several pairs is one candidate and one query, and every pair 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,24 @@ _BLOCK = 1 << 24
 """Similarities at a time: 64 MiB."""
 
 
+@dataclass(frozen=True)
+class Queries:
+    """How each image (or each text) found what belongs to it; both (Q,) int64."""
+
+    ranks: Tensor
+    """How many wrong candidates are at least as near as the nearest right one."""
+    samples: Tensor
+    """Index in the part of the first pair of its image. Texts of one image are not independent: whoever resamples
+    queries takes or leaves all that have the same index."""
+
+
 class Recall:
     """All recalls of a part, streamed; used as torchmetrics' metrics are, all names at once."""
 
     def __init__(self) -> None:
         self._device = torch.device("cpu")
         self._taken: list[tuple[Tensor, ...]] = []
+        self._found: tuple[Queries, Queries] | None = None
 
     def to(self, device: torch.device) -> "Recall":
         """Gather over processes by way of this device."""
@@ -39,12 +52,19 @@ class Recall:
         """Take in one batch: ``images``, ``texts`` (n, d); ``pairs`` (n, 3) int64: image, text, index in the part."""
         rows = predictions["images"].float(), predictions["texts"].float(), wanted["pairs"]
         self._taken.append(tuple(each.cpu() for each in rows))
+        self._found = None
 
     def compute(self) -> dict[str, float]:
         """Every metric of ``RECALLS`` over all processes. Collective."""
-        images, texts, pairs = self._gathered()
-        order = pairs[:, 2].argsort()
-        return recalls(images[order], texts[order], pairs[order, :2])
+        return _shares(*self.queries())
+
+    def queries(self) -> tuple[Queries, Queries]:
+        """All images, then all texts, of all processes. Collective where it was not computed since the last batch."""
+        if self._found is None:
+            images, texts, pairs = self._gathered()
+            order = pairs[:, 2].argsort()
+            self._found = _queries(images[order], texts[order], pairs[order])
+        return self._found
 
     def _gathered(self) -> tuple[Tensor, ...]:
         own = torch.tensor([self._taken[0][0].shape[1] if self._taken else 0], device=self._device)
@@ -56,11 +76,23 @@ class Recall:
 
 def recalls(images: Tensor, texts: Tensor, ids: Tensor) -> dict[str, float]:
     """Every metric of ``RECALLS``. images, texts: (N, d); ids: (N, 2) int64, image and text of each pair."""
-    first_image, image_of = _unique(ids[:, 0])
-    first_text, text_of = _unique(ids[:, 1])
+    return _shares(*_queries(images, texts, torch.cat([ids, torch.arange(len(ids))[:, None]], dim=1)))
+
+
+def _queries(images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Queries, Queries]:
+    """Of images and texts (N, d): all images, all texts. pairs: (N, 3) int64, image, text and index."""
+    first_image, image_of = _unique(pairs[:, 0])
+    first_text, text_of = _unique(pairs[:, 1])
     shown, read = images[first_image], texts[first_text]
-    pairs = torch.stack([image_of, text_of], dim=1)
-    found = {"textRecall": ranks(shown, read, pairs), "imageRecall": ranks(read, shown, pairs.flip(1))}
+    both, sample_of = torch.stack([image_of, text_of], dim=1), pairs[first_image, 2]
+    return (
+        Queries(ranks(shown, read, both), sample_of),
+        Queries(ranks(read, shown, both.flip(1)), sample_of[image_of[first_text]]),
+    )
+
+
+def _shares(images: Queries, texts: Queries) -> dict[str, float]:
+    found = {"textRecall": images.ranks, "imageRecall": texts.ranks}
     values = {f"{way}At{depth}": _share(rank < depth) for way, rank in found.items() for depth in DEPTHS}
     means = {
         f"recallAt{depth}": (values[f"textRecallAt{depth}"] + values[f"imageRecallAt{depth}"]) / 2 for depth in DEPTHS
