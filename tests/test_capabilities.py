@@ -1,0 +1,218 @@
+"""What the project promises, from a checkpoint in a local folder to an exported model that is better than a guess.
+
+Each row is a FineTuneJob on real or realistic data that runs to its end; the checkpoints are of the real architectures
+and small, with random weights, and each has the files that its library wrote (tokenizer or image processor included).
+Tasks that see and answer have such tests of their own: ``test_detection``, ``test_image_text_matching``,
+``test_captioning``, ``test_answers``; the hub's address form ``test_sources``.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, GPT2Tokenizer, RobertaTokenizer
+
+import documents
+import tiny
+from finetune_api import parse_job
+from finetune_trainer.metrics import Scores, choose_metrics
+from finetune_trainer.run import prepare
+from whole import whole_run
+
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TEXT = {"max_position_embeddings": 80, "hidden_dropout_prob": 0.1}
+STAGES = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the rows' data lie."""
+
+    documentation: Path
+    reports: Path
+    digits: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise."""
+
+    checkpoint: Callable[[Data, Path], None]
+    """Writes the base model's folder."""
+    source: str
+    """Field of ``Data``."""
+    spec: dict[str, Any]
+    better: Callable[[dict[str, float], Any], None]
+    """(test metrics, material): fails unless they are better than the stated guess."""
+
+
+def save(architecture: str, fields: dict[str, Any], companion: Any, folder: Path) -> None:
+    """A base model with random weights, always the same, and its tokenizer or image processor."""
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    torch.manual_seed(0)
+    getattr(transformers, architecture)._from_config(config).save_pretrained(folder)
+    companion.save_pretrained(folder)
+
+
+def bert(source: str, column: str, data: Data, folder: Path) -> None:
+    """BERT with a vocabulary of its own, from the data's domain: what BioBERT and its like are. Without its head."""
+    tokenizer = documents.word_pieces(documents.texts_of(getattr(data, source), column), folder)
+    save("BertModel", {"model_type": "bert", **ENCODER, **TEXT, "vocab_size": len(tokenizer)}, tokenizer, folder)
+
+
+def roberta(data: Data, folder: Path) -> None:
+    """RoBERTa as it was pretrained: with the head for masked words, which is left out."""
+    tokenizer = documents.byte_pairs(documents.texts_of(data.documentation, "text"), RobertaTokenizer)
+    fields = {"model_type": "roberta", **ENCODER, **TEXT, "vocab_size": len(tokenizer), "pad_token_id": 1}
+    save("RobertaForMaskedLM", fields | {"bos_token_id": 0, "eos_token_id": 2}, tokenizer, folder)
+
+
+def gpt(data: Data, folder: Path) -> None:
+    """GPT-2 with its head, which is trained on."""
+    tokenizer = documents.byte_pairs(documents.texts_of(data.documentation, "text"), GPT2Tokenizer)
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    save("GPT2LMHeadModel", {"model_type": "gpt2", **GPT, **ends, "vocab_size": len(tokenizer)}, tokenizer, folder)
+
+
+def seeing(architecture: str, fields: dict[str, Any], processor: str, size: int, _data: Data, folder: Path) -> None:
+    """ResNet or ViT with the processor that its kind comes with."""
+    shape = {"shortest_edge": size} if processor == "ConvNextImageProcessor" else {"height": size, "width": size}
+    save(architecture, dict(fields), getattr(transformers, processor)(size=shape), folder)
+
+
+def than_the_most_frequent_class(metrics: dict[str, float], material: Any) -> None:
+    part = material.parts["test"]
+    counts = Counter(part.targets[part.rows].tolist())
+    guess = max(counts.values()) / counts.total()
+    print(f"accuracy {metrics['accuracy']:.3f}, most frequent class {guess:.3f}")
+    assert metrics["accuracy"] > guess + 0.25
+
+
+def than_the_mean(metrics: dict[str, float], _material: Any) -> None:
+    """R² is 0 for one who always says the mean."""
+    print(f"R² {metrics['r2']:.3f}")
+    assert metrics["r2"] > 0.5
+
+
+def than_how_often_each_token_comes(metrics: dict[str, float], material: Any) -> None:
+    """A guess by the training texts' frequencies, one added to each."""
+    tokens = {name: tokens_of(material.parts[name]) for name in ("train", "test")}
+    counts = np.bincount(tokens["train"], minlength=len(material.companion)) + 1
+    guess = math.exp(-np.log(counts / counts.sum())[tokens["test"]].mean())
+    print(f"perplexity {metrics['perplexity']:.1f}, by frequency {guess:.1f}")
+    assert metrics["perplexity"] < 0.7 * guess
+
+
+def tokens_of(part: Any) -> Any:
+    """All tokens of a part, flat."""
+    ends = part.encoded.offsets
+    return np.concatenate([part.encoded.ids[ends[row] : ends[row + 1]] for row in part.rows.tolist()])
+
+
+CLASSES = {"task": "text-classification", "strategy": {"learningRate": {"value": 3e-3}}}
+IMAGES = {"task": "image-classification", "strategy": {"learningRate": {"value": 3e-3}}}
+ROWS = {
+    "BERT, classification": Row(
+        partial(bert, "documentation", "text"), "documentation", CLASSES, than_the_most_frequent_class
+    ),
+    "RoBERTa, classification": Row(roberta, "documentation", CLASSES, than_the_most_frequent_class),
+    "a domain's BERT, classification of medical texts": Row(
+        partial(bert, "reports", "report"),
+        "reports",
+        CLASSES | {"data": {"columns": {"text": "report", "label": "finding"}}},
+        than_the_most_frequent_class,
+    ),
+    "BERT, regression": Row(
+        partial(bert, "reports", "report"),
+        "reports",
+        CLASSES | {"task": "text-regression", "data": {"columns": {"text": "report", "label": "abnormal"}}},
+        than_the_mean,
+    ),
+    "GPT, generation": Row(
+        gpt,
+        "documentation",
+        {
+            "task": "causal-lm",
+            "strategy": {"learningRate": {"value": 5e-3}},
+            "training": {"maxSteps": 300, "batchSize": 16},
+        },
+        than_how_often_each_token_comes,
+    ),
+    "ResNet, classification": Row(
+        partial(seeing, "ResNetModel", {"model_type": "resnet", **STAGES}, "ConvNextImageProcessor", 16),
+        "digits",
+        IMAGES,
+        than_the_most_frequent_class,
+    ),
+    "ViT, classification": Row(
+        partial(
+            seeing,
+            "ViTModel",
+            {"model_type": "vit", **ENCODER, "image_size": 8, "patch_size": 2},
+            "ViTImageProcessor",
+            8,
+        ),
+        "digits",
+        IMAGES,
+        than_the_most_frequent_class,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return Data(
+        documents.write_documentation(folder / "documentation.jsonl"),
+        documents.write_reports(folder / "reports", 400),
+        documents.write_digits(folder / "digits"),
+    )
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_checkpoint_of_a_folder_is_trained_to_better_than_a_guess(data, tmp_path, row):
+    row.checkpoint(data, tmp_path / "base")
+    fixed = {
+        "model": {"source": f"file://{tmp_path / 'base'}"},
+        "data": {"source": f"file://{getattr(data, row.source)}"},
+        "training": {"maxSteps": 250, "batchSize": 32, "precision": "fp32"},
+        "evaluation": {"every": {"steps": 1000}, "intervals": {"resamples": 200}},
+        "checkpoint": {"every": {"steps": 1000}},
+    }
+    wanted = parse_job(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "row"},
+            "spec": tiny.merged(fixed, row.spec),
+        }
+    )
+    process = tiny.process_of(wanted, tmp_path / "run")
+    result = whole_run(process)
+    material = prepare(process)
+    row.better(result.metrics, material)
+    assert result.intervals.keys() >= {next(iter(result.metrics)), material.task.metrics[0]}
+    assert again(material, result.model) == pytest.approx(result.metrics, abs=1e-5, rel=1e-5)
+
+
+def again(material: Any, folder: str) -> dict[str, float]:
+    """The test metrics of the exported model, loaded by transformers alone."""
+    task, part = material.task, material.parts["test"]
+    model = getattr(transformers, task.auto_class).from_pretrained(folder).eval()
+    scores = Scores(task, choose_metrics(task, None), model.config.num_labels, torch.device("cpu"))
+    for indices in np.array_split(np.arange(len(part)), 4):
+        batch = part.batch(0, indices, is_counted=True)
+        with torch.no_grad():
+            outputs = model(**batch.inputs)
+        scores.add_loss(task.objective.losses(outputs, batch), task.objective.counts(batch))
+        scores.update(*task.judged(outputs, batch, material.companion))
+    return scores.compute(list)
