@@ -7,7 +7,7 @@ import sys
 import hypothesis
 import pytest
 
-pytest_plugins = ("cluster.fixtures",)
+pytest_plugins = ("cluster.fixtures", "browser")
 
 hypothesis.settings.register_profile("busy", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("busy")

@@ -138,3 +138,16 @@ def test_a_damaged_run(folders, capsys):
     (folders / "one/status.yaml").write_text("kind: [")
     assert compare([str(folders / "one")], as_json=False, read_job=no_cluster) == 65
     assert "status.yaml" in capsys.readouterr().err
+
+
+def test_a_page(folders, capsys):
+    page = folders / "pages" / "compared.html"
+    assert main(["compare", str(folders / "one"), str(folders / "two"), "--html", str(page)]) == 0
+    assert str(page) in capsys.readouterr().out
+    content = page.read_text()
+    assert all(text in content for text in ("<svg", "0.9", "0.7", "Their specs are the same"))
+
+
+def test_a_page_that_cannot_be_written(folders, capsys):
+    assert main(["compare", str(folders / "one"), "--html", str(folders / "one/status.yaml/page.html")]) == 77
+    assert capsys.readouterr().err.startswith("--html: ")

@@ -1,14 +1,19 @@
 """report.html of an experiment: whole without other files, well-formed, and true to its numbers."""
 
+import math
+import random
 import re
+from dataclasses import replace
 from html import unescape
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from experimenting import World, experiment
+from finetune_cli.experiments.importance import LEAST_PROPOSALS, importances
 from finetune_cli.experiments.plots import Axis, band, curves, differences, proposals
 from finetune_cli.experiments.report import report
+from finetune_operator.experiments.search import Proposal
 
 
 def by_strategy(job, step):
@@ -32,7 +37,7 @@ MADE = {
         experiment(variants=None, search=SEARCH, seeds=[0]),
         by_rate,
         2,
-        ["Search", "Curves", "All in numbers"],
+        ["Search", "Importance", "Curves", "All in numbers"],
     ),
 }
 
@@ -46,7 +51,8 @@ def test_a_page(made, course, plots, sections):
     assert len(drawn) == plots
     assert all(one.get("role") == "img" and one.get("aria-label") for one in drawn)
     assert world.condition("Concluded").message in unescape(page)
-    assert not re.search(r"(src|href)=|@import|url\(|<script", page)
+    assert not re.search(r"@import|url\(|<script", page)
+    assert all(where.startswith(("#", "data:")) for where in re.findall('(?:src|href)="(.*?)"', page))
     assert page.count("<tr>") == 1 + len(world.status.variants)
 
 
@@ -86,3 +92,34 @@ def test_an_axis(axis, value, place):
 def test_ticks_are_round():
     assert Axis(0.03, 0.97, 0, 1).ticks() == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert Axis(20, 60, 0, 1).ticks() == [20, 30, 40, 50, 60]
+    assert Axis(1, 3, 0, 1, whole=True).ticks() == [1, 2, 3]
+
+
+def known(count, seed=0):
+    """Proposals whose value follows from the rate alone."""
+    chosen = random.Random(seed)
+    rates = [10 ** chosen.uniform(-5, -1) for _ in range(count)]
+    settings = [
+        {"strategy.learningRate.value": rate, "training.scheduler": chosen.choice(["linear", "cosine"])}
+        for rate in rates
+    ]
+    return [Proposal(one, -abs(math.log10(rate) + 3)) for one, rate in zip(settings, rates, strict=True)]
+
+
+def test_the_field_that_matters_is_told_from_chance():
+    search = experiment(variants=None, search=SEARCH | {"proposals": 40}, seeds=[0]).spec.search
+    first, second = importances(search, "max", known(40))
+    assert (first.field, first.is_told) == ("strategy.learningRate.value", True)
+    assert (second.field, second.is_told) == ("training.scheduler", False)
+    assert importances(search, "max", known(LEAST_PROPOSALS - 1)) == ()
+
+
+def test_chance_is_rarely_told_as_importance():
+    """Values that follow from nothing: of 2 fields each, 1 in 20 is expected to be told."""
+    search = experiment(variants=None, search=SEARCH | {"proposals": 30}, seeds=[0]).spec.search
+    told = 0
+    for seed in range(12):
+        chosen = random.Random(1000 + seed)
+        aimless = [replace(one, value=chosen.random()) for one in known(30, seed)]
+        told += sum(one.is_told for one in importances(search, "max", aimless))
+    assert told <= 4

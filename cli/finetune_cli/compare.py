@@ -10,9 +10,11 @@ from finetune_api.job import FineTuneJob
 from finetune_api.load import kind_in
 from finetune_api.outcomes import ExitCode
 from finetune_cli.comparison import Subject, rows, subject_of, to_json
+from finetune_cli.comparison_page import comparison_page
 from finetune_cli.experiments.screens import table
+from finetune_cli.experiments.store import ExperimentStore
 from finetune_cli.printing import say
-from finetune_cli.store import Store
+from finetune_cli.store import Store, write_atomically
 from finetune_cli.tail import EvaluationTail
 
 ReadJob = Callable[[str], FineTuneJob]
@@ -23,13 +25,14 @@ class Absent(Exception):  # noqa: N818 - what was found
     """A folder that holds no run."""
 
 
-def compare(names: list[str], *, as_json: bool, read_job: ReadJob) -> int:
+def compare(names: list[str], *, as_json: bool, read_job: ReadJob, html: Path | None = None) -> int:
     """Print what is the same and what is not; returns the command's exit code.
 
     Args:
         names: Folders of runs or of experiments (all of its trials), or jobs of a cluster.
         as_json: Print JSON instead of a table.
         read_job: Reads a job of a cluster.
+        html: Where to write a page with pictures, instead of printing.
     """
     try:
         subjects = [subject for name in names for subject in _subjects(name, read_job)]
@@ -39,10 +42,23 @@ def compare(names: list[str], *, as_json: bool, read_job: ReadJob) -> int:
     except Absent as error:
         print(error, file=sys.stderr)
         return ExitCode.NOT_FOUND
+    if html is not None:
+        return _write(comparison_page(subjects), html)
     if as_json:
         say(json.dumps(to_json(subjects), indent=1))
     else:
         say("\n".join(table(rows(subjects))))
+    return ExitCode.DONE
+
+
+def _write(page: str, path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page)
+    except OSError as error:
+        print(f"--html: {path} cannot be written ({error.strerror}); name another file", file=sys.stderr)
+        return ExitCode.DENIED
+    say(f"Compared in {path}")
     return ExitCode.DONE
 
 
@@ -57,15 +73,18 @@ def _subjects(name: str, read_job: ReadJob) -> Iterator[Subject]:
         return
     root = Path(name)
     if kind_in(root / "status.yaml") == "FineTuneExperiment":
+        experiment = ExperimentStore(root).read()
+        table = experiment.status.trial_table if experiment and experiment.status else ()
+        variants = {row.name: f"{root.name}: {row.variant}" for row in table}
         for trial in sorted((root / "trials").glob("*/status.yaml")):
-            yield _local(trial.parent, trial.parent.name)
+            yield _local(trial.parent, trial.parent.name, variants.get(trial.parent.name))
         return
     yield _local(root, str(root))
 
 
-def _local(root: Path, name: str) -> Subject:
+def _local(root: Path, name: str, group: str | None = None) -> Subject:
     store = Store(root)
     job = store.read()
     if job is None:
         raise Absent(f"{root}: holds no run (no status.yaml)")
-    return subject_of(name, job, EvaluationTail(store.folder.history).read())
+    return subject_of(name, job, EvaluationTail(store.folder.history).read(), group)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finetune_api.intervals import Interval
 from finetune_api.job import FineTuneJob
 from finetune_api.status import JobStatus
 from finetune_cli import words
@@ -30,15 +31,22 @@ class Subject:
     """The metric that decides which evaluation is best."""
     steps: int
     worker_seconds: float
+    intervals: Mapping[str, tuple[float, float]]
+    """Of the metrics: low and high ends, where they are known."""
+    group: str
+    """What it is drawn as: trials of one variant share it."""
 
 
-def subject_of(name: str, job: FineTuneJob, evaluations: Sequence[Evaluation] | None = None) -> Subject:
+def subject_of(
+    name: str, job: FineTuneJob, evaluations: Sequence[Evaluation] | None = None, group: str | None = None
+) -> Subject:
     """A job with its status, as a subject.
 
     Args:
         name: What it is called in tables.
         job: The job.
         evaluations: All that was measured; None for what the status knows: the watched metric.
+        group: What it is drawn as; None for its name.
     """
     status = job.status or JobStatus()
     watched = status.best.metric if status.best else "loss"
@@ -52,7 +60,13 @@ def subject_of(name: str, job: FineTuneJob, evaluations: Sequence[Evaluation] | 
         watched=watched,
         steps=status.progress.step if status.progress else 0,
         worker_seconds=status.running_seconds * job.spec.distributed.workers,
+        intervals={name: _ends(one) for name, one in status.result.intervals.items()} if status.result else {},
+        group=group or name,
     )
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
 
 
 def differences(subjects: Sequence[Subject]) -> dict[str, list[Any]]:
@@ -67,7 +81,7 @@ def to_json(subjects: Sequence[Subject]) -> dict[str, Any]:
     """The comparison as JSON types; nothing is left out."""
     return {
         "subjects": [
-            {name: value for name, value in asdict(subject).items() if name not in ("spec", "evaluations")}
+            {name: value for name, value in asdict(subject).items() if name not in ("spec", "evaluations", "group")}
             | {"evaluations": [{"step": one.step, "metrics": one.metrics} for one in subject.evaluations]}
             for subject in subjects
         ],
@@ -81,7 +95,7 @@ def rows(subjects: Sequence[Subject]) -> Iterator[list[str]]:
     yield ["phase", *(subject.phase for subject in subjects)]
     yield ["steps", *(str(subject.steps) for subject in subjects)]
     yield ["worker time", *(words.duration(subject.worker_seconds) for subject in subjects)]
-    yield from _part("spec", [[field, *map(_shown, values)] for field, values in differences(subjects).items()])
+    yield from _part("spec", [[field, *map(shown, values)] for field, values in differences(subjects).items()])
     names = dict.fromkeys(name for subject in subjects for name in subject.metrics)
     yield from _part("result", [[name, *(_number(one.metrics.get(name)) for one in subjects)] for name in names])
     for metric in dict.fromkeys(subject.watched for subject in subjects):
@@ -113,7 +127,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(item, f"{path}.{name}" if path else name)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A field's value as text."""
     return _UNSET if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

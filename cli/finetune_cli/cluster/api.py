@@ -12,10 +12,11 @@ from urllib.parse import quote, urlencode
 import urllib3
 from kubernetes.client import ApiClient, ApiException
 
+from finetune_api.base import GROUP
 from finetune_api.outcomes import ExitCode
 from finetune_cli.cluster.access import Access, load
 from finetune_cli.cluster.errors import ClusterError, not_configured, not_reached
-from finetune_operator.kinds import FINE_TUNE_JOB, Kind
+from finetune_operator.kinds import Kind
 
 NAME = "kubectl-finetune"
 """The field manager of what is patched."""
@@ -58,15 +59,18 @@ class Cluster:
         """Merge patch (RFC 7386); a resourceVersion or uid in it must be that of the object, else status 409."""
         return self._json("patch", kind, self.namespace, name, query={"fieldManager": NAME}, body=body)
 
-    def watch(self, kind: Kind, namespace: str | None, version: str) -> Iterator[Document]:
-        """Events after a resourceVersion, until the API server ends the stream."""
+    def watch(
+        self, kind: Kind, namespace: str | None, version: str, seconds: int = _WATCH_SECONDS
+    ) -> Iterator[Document]:
+        """Events after a resourceVersion, until the API server ends the stream: after so many seconds, or earlier."""
         query = {
             "watch": "true",
             "resourceVersion": version,
-            "timeoutSeconds": str(_WATCH_SECONDS),
+            "timeoutSeconds": str(seconds),
             "allowWatchBookmarks": "true",
         }
-        for line in self._lines("watch", kind, (namespace, None, None), query, quiet_seconds=_WATCH_SECONDS + 30):
+        quiet_seconds = seconds + min(30, seconds)
+        for line in self._lines("watch", kind, (namespace, None, None), query, quiet_seconds=quiet_seconds):
             yield json.loads(line)
 
     def read_log(self, kind: Kind, name: str, **query: str) -> Iterator[str]:
@@ -142,8 +146,8 @@ def _error(verb: str, kind: Kind, where: _Where, status: int, content: bytes) ->
         return ClusterError(ExitCode.DENIED, "the cluster does not know you (401): log in again", status)
     if status == HTTPStatus.FORBIDDEN:
         return ClusterError(ExitCode.DENIED, _forbidden(verb, kind, where, told), status)
-    if status == HTTPStatus.NOT_FOUND and kind is FINE_TUNE_JOB and told is None:
-        return not_configured("this cluster knows no FineTuneJobs: the operator is not installed (docs/cluster.md)")
+    if status == HTTPStatus.NOT_FOUND and kind.group == GROUP and told is None:
+        return not_configured(f"this cluster knows no {kind.name}s: the operator is not installed (docs/cluster.md)")
     if status == HTTPStatus.NOT_FOUND:
         return ClusterError(ExitCode.NOT_FOUND, told or "not found", status)
     passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (

@@ -47,6 +47,7 @@ _COMPARE_EPILOG = """\
 examples:
   finetune compare runs/full runs/lora
   finetune compare runs/digits-schemes --json
+  finetune compare runs/full runs/lora --html compared.html
   finetune compare reviews-full reviews-lora -n team-a
 """
 _SUSPEND = "Have a job save, stop and free its resources. finetune resume lets it go on from there."
@@ -84,7 +85,11 @@ def add_compare(commands: _Commands) -> None:
         formatter_class=_AS_IT_IS,
     )  # fmt: skip
     compare.add_argument("names", nargs="+", metavar="NAME", help="folder of a local run, or job of a cluster")
-    compare.add_argument("--json", action="store_true", help="print JSON, with every evaluation")
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, with every evaluation")
+    form.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with the curves, that needs no other file"
+    )
     _add_access(compare)
 
 
@@ -114,7 +119,7 @@ def _compare(options: argparse.Namespace, cluster: "Cluster | None" = None) -> i
             raise ClusterError(ExitCode.BAD_DATA, f"{name}: its spec is of another version; bring this one up to date")
         return job
 
-    return compare(options.names, as_json=options.json, read_job=read_job)
+    return compare(options.names, as_json=options.json, read_job=read_job, html=options.html)
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -40,15 +40,16 @@ def description(known: KnownJob, now: datetime) -> Iterator[Line]:
     attempts = known.status.attempts
     for attempt, after in zip_longest(attempts, attempts[1:]):
         yield "", "plain"
-        yield _heading(attempt)
-        yield from (fact(name, printable(text)) for name, text in _facts(attempt, after, budgets, now) if text)
+        yield heading(attempt)
+        yield from (fact(name, printable(text)) for name, text in attempt_facts(attempt, after, budgets, now) if text)
     if known.status.restarts:
         yield "", "plain"
         yield "Restarts, each cause with the budget that a newer checkpoint makes whole again:", "plain"
-        yield from (fact(cause, text) for cause, text in _budgets(known.status, budgets))
+        yield from (fact(cause, text) for cause, text in budget_facts(known.status, budgets))
 
 
-def _heading(attempt: Attempt) -> Line:
+def heading(attempt: Attempt) -> Line:
+    """What became of an attempt, and what that means."""
     if attempt.end is None:
         return f"Attempt {attempt.number}: is under way", "plain"
     if attempt.cause is None:
@@ -56,7 +57,10 @@ def _heading(attempt: Attempt) -> Line:
     return f"Attempt {attempt.number}: {attempt.cause}, {_MEANINGS[attempt.cause]}", "bad"
 
 
-def _facts(attempt: Attempt, after: Attempt | None, budgets: MaxRestarts, now: datetime) -> Iterator[tuple[str, str]]:
+def attempt_facts(
+    attempt: Attempt, after: Attempt | None, budgets: MaxRestarts, now: datetime
+) -> Iterator[tuple[str, str]]:
+    """What is known of an attempt, each with its name; a text is empty where nothing is known."""
     yield "when", _when(attempt, now)
     yield "trained", _trained(attempt)
     if attempt.cause is not None:
@@ -98,7 +102,8 @@ def _then(attempt: Attempt, after: Attempt) -> str:
     )
 
 
-def _budgets(status: JobStatus, budgets: MaxRestarts) -> Iterator[tuple[str, str]]:
+def budget_facts(status: JobStatus, budgets: MaxRestarts) -> Iterator[tuple[str, str]]:
+    """Causes of restarts, and how much of each one's budget is used."""
     for name, count in status.restarts.items():
         budget = budget_of(Cause(name), budgets) if name in set(Cause) else None
         used = status.restarts_since_progress.get(name, 0)

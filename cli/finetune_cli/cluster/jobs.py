@@ -117,7 +117,7 @@ def know(raw: Mapping[str, Any]) -> KnownJob:
 
 def _status(name: str, raw: Mapping[str, Any]) -> JobStatus:
     try:
-        return JobStatus.model_validate_json(json.dumps(_without_unknown(raw, JobStatus)), by_name=False)
+        return JobStatus.model_validate_json(json.dumps(without_unknown(raw, JobStatus)), by_name=False)
     except ValidationError as error:
         fault = faults_of(error, JobStatus)[0]
         told = f"{name}: its status is of another version of the operator (status.{fault}); bring this one up to date"
@@ -126,17 +126,18 @@ def _status(name: str, raw: Mapping[str, Any]) -> JobStatus:
 
 def _job(raw: Mapping[str, Any], status: JobStatus) -> FineTuneJob | None:
     try:
-        return parse_job(_without_unknown(raw, FineTuneJob)).model_copy(update={"status": status})
+        return parse_job(without_unknown(raw, FineTuneJob)).model_copy(update={"status": status})
     except SpecError:
         return None
 
 
-def _without_unknown(value: Any, model: type[BaseModel] | None) -> Any:
+def without_unknown(value: Any, model: type[BaseModel] | None) -> Any:
+    """The value without the fields that ``model`` does not have, at any depth."""
     if model is None:
         return value
     if isinstance(value, list):
-        return [_without_unknown(item, model) for item in value]
+        return [without_unknown(item, model) for item in value]
     if isinstance(value, Mapping):
         names = set(field_names(model, ()))
-        return {name: _without_unknown(item, field_model(model, name)) for name, item in value.items() if name in names}
+        return {name: without_unknown(item, field_model(model, name)) for name, item in value.items() if name in names}
     return value

@@ -1,6 +1,7 @@
 """An experiment's plots as SVG: curves with bands over seeds, differences with intervals, a search's proposals.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/).
+Colours are Okabe and Ito's, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/), made
+darker where text in them would be hard to read; the page has them as variables, for light and dark.
 """
 
 import math
@@ -11,11 +12,21 @@ from html import escape
 
 from finetune_cli import words
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#777777")
+COLOURS = tuple(f"var(--v{number})" for number in range(8))
+SHOWN = len(COLOURS)
+"""Curves in one picture, at most."""
+_DASHES = ("", "7 4", "2 3", "9 3 2 3")
+"""Curves differ in more than colour."""
 _WIDTH, _HEIGHT = 760, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 150, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 166, 14, 44
 _ROW = 34
-_TICKS = 5
+_NAMES_WIDTH = 96
+_EDGE = 4
+_DOTS = 40
+"""Evaluations of a curve that are marked; more of them would be a thick line."""
+_NAME, _WORD = 18, 21
+"""Characters that are drawn of a curve's name, and of another text."""
+_TICKS = 6
 Points = Sequence[tuple[float, float]]
 
 
@@ -28,6 +39,8 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """There is nothing between whole numbers."""
 
     def place(self, value: float) -> float:
         """Where a value lies."""
@@ -39,7 +52,7 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Round values along it, a few."""
-        step = _round_step((self.high - self.low) / _TICKS)
+        step = max(_round_step((self.high - self.low) / _TICKS), 1 if self.whole else 0)
         first = math.ceil(self.low / step - 1e-9)
         return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -54,11 +67,11 @@ def curves(by_variant: Mapping[str, Sequence[Points]], metric: str) -> str:
     ends = [
         value for points in bands.values() for _, mean, spread in points for value in (mean - spread, mean + spread)
     ]
-    x = Axis(min(steps), max(steps), _LEFT, _WIDTH - _RIGHT)
+    x = Axis(min(steps), max(steps), _LEFT, _WIDTH - _RIGHT, whole=True)
     y = _padded(ends, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_grid(x, y, "optimizer step", metric)]
     for number, points in enumerate(bands.values()):
-        parts += _band(x, y, points, COLOURS[number % len(COLOURS)])
+        parts += _band(x, y, points, COLOURS[number % len(COLOURS)], _DASHES[number % len(_DASHES)])
     parts += _names([(name, y.place(points[-1][1])) for name, points in bands.items()])
     told = "; ".join(f"{name} ends at {words.number(points[-1][1])}" for name, points in bands.items())
     return _svg(_HEIGHT, f"{metric} by step: {told}", parts)
@@ -83,20 +96,47 @@ def differences(rows: Sequence[tuple[str, float, float | None, float | None, str
         return ""
     ends = [0.0, *(value for _, *numbers, _ in rows for value in numbers if value is not None)]
     height = _TOP + _ROW * len(rows) + _BOTTOM
-    x = _padded(ends, _LEFT + 90, _WIDTH - 40)
-    bottom = height - _BOTTOM
-    parts = [_line(x.place(tick), _TOP, x.place(tick), bottom, "grid") for tick in x.ticks()]
-    parts += [_text(x.place(tick), bottom + 18, words.number(tick), "middle") for tick in x.ticks()]
-    parts += [_line(x.place(0), _TOP, x.place(0), bottom, "zero")]
-    parts += [_text((_LEFT + 90 + _WIDTH - 40) / 2, height - 6, f"{metric} less that of {first}", "middle")]
+    x = _padded(ends, _LEFT + _NAMES_WIDTH, _WIDTH - 40)
+    parts = [*_upright(x, height), _line(x.place(0), _TOP, x.place(0), height - _BOTTOM, "zero")]
+    parts.append(_label((x.start + x.end) / 2, height - 6, f"{metric} less that of {first}"))
     for number, (name, mean, low, high, verdict) in enumerate(rows):
-        y = _TOP + _ROW * (number + 0.5)
-        parts.append(_text(_LEFT + 80, y + 4, name, "end"))
-        if low is not None and high is not None:
-            parts.append(_line(x.place(low), y, x.place(high), y, f"interval {verdict}"))
-        parts.append(f'<circle cx="{x.place(mean):.1f}" cy="{y:.1f}" r="5" class="{escape(verdict)}"/>')
+        parts += _point(x, number, name, (mean, low, high), verdict)
     told = "; ".join(f"{name} {mean:+.3g} ({verdict})" for name, mean, _, _, verdict in rows)
     return _svg(height, f"Differences to {first}: {told}", parts)
+
+
+def estimates(rows: Sequence[tuple[str, float, float | None, float | None]], metric: str) -> str:
+    """Each one's value with its interval: (name, value, low, high); empty without any."""
+    if not rows:
+        return ""
+    x = _padded(
+        [value for _, *numbers in rows for value in numbers if value is not None], _LEFT + _NAMES_WIDTH, _WIDTH - 40
+    )
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    parts = [*_upright(x, height), _label((x.start + x.end) / 2, height - 6, metric)]
+    for number, (name, value, low, high) in enumerate(rows):
+        parts += _point(x, number, name, (value, low, high), "unknown")
+    told = "; ".join(f"{name} {words.number(value)}" for name, value, _, _ in rows)
+    return _svg(height, f"{metric}: {told}", parts)
+
+
+def _upright(x: Axis, height: float) -> Iterator[str]:
+    """A grid of values below which there are rows."""
+    bottom = height - _BOTTOM
+    for tick in x.ticks():
+        yield _line(x.place(tick), _TOP, x.place(tick), bottom, "grid")
+        yield _text(x.place(tick), bottom + 18, words.number(tick), "middle", "tick")
+
+
+def _point(
+    x: Axis, number: int, name: str, value: tuple[float, float | None, float | None], kind: str
+) -> Iterator[str]:
+    """A row: its name, and a value with its interval."""
+    (middle, low, high), y = value, _TOP + _ROW * (number + 0.5)
+    yield _text(x.start - 10, y + 4, name, "end")
+    if low is not None and high is not None:
+        yield _line(x.place(low), y, x.place(high), y, f"interval {kind}")
+    yield f'<circle cx="{x.place(middle):.1f}" cy="{y:.1f}" r="5" class="{escape(kind)}"/>'
 
 
 def proposals(axes: Sequence[tuple[str, Sequence[float | str], bool]], values: Sequence[float], best: int) -> str:
@@ -114,16 +154,46 @@ def proposals(axes: Sequence[tuple[str, Sequence[float | str], bool]], values: S
     places = [_LEFT + number * (_WIDTH - 2 * _LEFT) / (len(columns) - 1) for number in range(len(columns))]
     scales = [_scale(found, bottom, top, log=log) for _, found, log in columns]
     parts: list[str] = []
-    for place, (name, _, _), (axis, labels) in zip(places, columns, scales, strict=True):
-        parts += [_line(place, top, place, bottom, "axis"), _text(place, 22, ".".join(name.split(".")[-2:]), "middle")]
-        parts += [_text(place + 6, axis.place(at) + 4, label, "start") for at, label in labels]
+    told: list[str] = []
+    heads = [(_EDGE, "start"), *((place, "middle") for place in places[1:-1]), (_WIDTH - _EDGE, "end")]
+    for place, head, (name, _, _), (axis, labels) in zip(places, heads, columns, scales, strict=True):
+        parts += [_line(place, top, place, bottom, "axis"), _text(head[0], 22, _last_of(name), head[1])]
+        aside, anchor = (-6, "end") if place == places[-1] else (6, "start")
+        told += [_text(place + aside, axis.place(at) + 4, label, anchor) for at, label in labels]
     for number in [*(one for one in range(len(values)) if one != best), best]:
         points = [
             (place, axis.place(_as_number(found[number], found)))
             for place, (_, found, _), (axis, _) in zip(places, columns, scales, strict=True)
         ]
         parts.append(_path(points, "proposal best" if number == best else "proposal"))
-    return _svg(_HEIGHT, f"{len(values)} proposals; the best has {words.number(values[best])}", parts)
+    return _svg(_HEIGHT, f"{len(values)} proposals; the best has {words.number(values[best])}", [*parts, *told])
+
+
+def importance(rows: Sequence[tuple[str, float, float]]) -> str:
+    """How much fields mattered, as bars, with marks of what chance gives: (field, value, chance); empty without any."""
+    if not rows:
+        return ""
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    x = Axis(0, max(max(value, chance) for _, value, chance in rows) or 1.0, _LEFT + _NAMES_WIDTH, _WIDTH - 40)
+    parts = [*_upright(x, height)]
+    parts.append(_label((x.start + x.end) / 2, height - 6, "importance (PED-ANOVA, no unit)"))
+    for number, (field, value, chance) in enumerate(rows):
+        y, kind = _TOP + _ROW * (number + 0.5), "bar told" if value > chance else "bar"
+        parts.append(_text(x.start - 10, y + 4, _last_of(field), "end"))
+        wide = x.place(value) - x.start
+        parts.append(f'<rect x="{x.start:.1f}" y="{y - 9:.1f}" width="{wide:.1f}" height="18" class="{kind}"/>')
+        parts.append(_line(x.place(chance), y - 13, x.place(chance), y + 13, "chance"))
+    told = "; ".join(f"{field} {words.number(value)}, chance {words.number(chance)}" for field, value, chance in rows)
+    return _svg(height, f"Importance: {told}", parts)
+
+
+def _last_of(field: str) -> str:
+    """The end of a field's path: ``strategy.learningRate.value`` → ``learningRate.value``."""
+    return ".".join(field.split(".")[-2:])
+
+
+def _label(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" class="label">{escape(text)}</text>'
 
 
 def _scale(
@@ -160,23 +230,26 @@ def _round_step(step: float) -> float:
 def _grid(x: Axis, y: Axis, below: str, beside: str) -> Iterator[str]:
     for tick in y.ticks():
         yield _line(x.start, y.place(tick), x.end, y.place(tick), "grid")
-        yield _text(x.start - 8, y.place(tick) + 4, words.number(tick), "end")
+        yield _text(x.start - 8, y.place(tick) + 4, words.number(tick), "end", "tick")
     for tick in x.ticks():
-        yield _text(x.place(tick), y.start + 18, words.number(tick), "middle")
+        yield _text(x.place(tick), y.start + 18, words.number(tick), "middle", "tick")
     yield _line(x.start, y.start, x.end, y.start, "axis")
-    yield _text((x.start + x.end) / 2, y.start + 36, below, "middle")
+    yield _label((x.start + x.end) / 2, y.start + 36, below)
     turned = f"translate(16 {(y.start + y.end) / 2:.1f}) rotate(-90)"
-    yield f'<text transform="{turned}" text-anchor="middle">{escape(beside)}</text>'
+    yield f'<text class="label" transform="{turned}" text-anchor="middle">{escape(beside)}</text>'
 
 
-def _band(x: Axis, y: Axis, points: Sequence[tuple[float, float, float]], colour: str) -> Iterator[str]:
+def _band(x: Axis, y: Axis, points: Sequence[tuple[float, float, float]], colour: str, dashes: str) -> Iterator[str]:
     upper = [(x.place(step), y.place(mean + spread)) for step, mean, spread in points]
     lower = [(x.place(step), y.place(mean - spread)) for step, mean, spread in reversed(points)]
     around = " ".join(f"{one:.1f},{other:.1f}" for one, other in [*upper, *lower])
-    yield f'<polygon points="{around}" fill="{colour}" opacity="0.16"/>'
+    yield f'<polygon points="{around}" style="fill:{colour};opacity:.16"/>'
     middle = [(x.place(step), y.place(mean)) for step, mean, _ in points]
-    yield _path(middle, "mean").replace("<path", f'<path stroke="{colour}"')
-    yield from (f'<circle cx="{one:.1f}" cy="{other:.1f}" r="2.5" fill="{colour}"/>' for one, other in middle)
+    style = f"stroke:{colour};stroke-dasharray:{dashes or 'none'}"
+    yield _path(middle, "mean").replace("<path", f'<path style="{style}"')
+    if len(middle) <= _DOTS:
+        dots = f'r="2.5" style="fill:{colour}"'
+        yield from (f'<circle cx="{one:.1f}" cy="{other:.1f}" {dots}/>' for one, other in middle)
 
 
 def _names(ends: Sequence[tuple[str, float]]) -> Iterator[str]:
@@ -185,7 +258,7 @@ def _names(ends: Sequence[tuple[str, float]]) -> Iterator[str]:
     for number, (name, wanted) in sorted(enumerate(ends), key=lambda one: one[1][1]):
         last = max(wanted, last + 16)
         x, style = _WIDTH - _RIGHT + 10, f"fill:{COLOURS[number % len(COLOURS)]};font-weight:600"
-        yield f'<text x="{x}" y="{last + 4:.1f}" style="{style}">{escape(name)}</text>'
+        yield f'<text x="{x}" y="{last + 4:.1f}" style="{style}">{_named(name, _NAME)}</text>'
 
 
 def _svg(height: float, label: str, parts: Sequence[str]) -> str:
@@ -197,8 +270,16 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{escape(kind)}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    told = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{told}>{_named(text, _WORD)}</text>'
+
+
+def _named(text: str, most: int) -> str:
+    """A text, its end left out where it is long; all of it is in what a pointer shows."""
+    if len(text) <= most:
+        return escape(text)
+    return f"{escape(text[: most - 1])}…<title>{escape(text)}</title>"
 
 
 def _path(points: Points, kind: str) -> str:

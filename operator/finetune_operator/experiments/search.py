@@ -38,16 +38,21 @@ def propose(search: Search, mode: Mode, known: Sequence[Proposal]) -> dict[str, 
     Raises:
         SpecError: Optuna is not installed.
     """
-    optuna = _optuna()
-    space = {parameter.field: _distribution(parameter) for parameter in search.parameters}
+    optuna = optuna_module()
+    space = {parameter.field: distribution_of(parameter) for parameter in search.parameters}
     direction = "maximize" if mode == "max" else "minimize"
     study = optuna.create_study(direction=direction, sampler=_sampler(search, len(known)))
-    study.add_trials([_trial(one, space) for one in known])
+    study.add_trials([frozen_trial(one, space) for one in known])
     asked = study.ask(space)
     return {name: asked.params[name] for name in space}
 
 
-def _optuna() -> Any:
+def optuna_module() -> Any:
+    """Optuna, which says what goes wrong and nothing else.
+
+    Raises:
+        SpecError: It is not installed.
+    """
     try:
         import optuna
     except ImportError as error:
@@ -66,7 +71,8 @@ def _sampler(search: Search, number: int) -> "BaseSampler":
     return TPESampler(seed=seed, n_startup_trials=search.startup_proposals)
 
 
-def _distribution(parameter: Parameter) -> "BaseDistribution":
+def distribution_of(parameter: Parameter) -> "BaseDistribution":
+    """What a parameter may be, as Optuna has it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if parameter.categorical is not None:
@@ -81,7 +87,8 @@ def _distribution(parameter: Parameter) -> "BaseDistribution":
     return FloatDistribution(parameter.uniform.low, parameter.uniform.high)
 
 
-def _trial(proposal: Proposal, space: "dict[str, BaseDistribution]") -> "FrozenTrial":
+def frozen_trial(proposal: Proposal, space: "dict[str, BaseDistribution]") -> "FrozenTrial":
+    """A proposal, as Optuna has it; ``space``: field → what it may be."""
     from optuna.trial import TrialState, create_trial
 
     if proposal.value is not None:
