@@ -69,9 +69,12 @@ class Forked:
 
     def __init__(self, environment: dict[str, str], request: dict[str, Any]) -> None:
         self.returncode: int | None = None
+        # A process that is executed has no handler of its parent's; a fork has, until ``_train`` removes it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         self.pid = os.fork()
         if not self.pid:
             _in_child(lambda: _train(environment, request))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def poll(self) -> int | None:
         return self._reap(os.WNOHANG)
@@ -97,6 +100,7 @@ def _train(environment: dict[str, str], request: dict[str, Any]) -> int:
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     logging.getLogger().handlers.clear()
     os.environ.clear()
     os.environ.update(environment)

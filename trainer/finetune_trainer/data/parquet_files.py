@@ -3,7 +3,7 @@
 Invariant: only the columns that play a role are read, a batch at a time; rows count from 1 within their file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ _BATCH_ROWS = 4096
 _BUFFER_BYTES = 2**20
 
 
-def read_parquet(path: Path, name: str, roles: Roles) -> Iterator[pa.RecordBatch]:
+def read_parquet(path: Path, name: str, roles: Roles) -> Generator[pa.RecordBatch]:
     """Batches with a column a role, and ``row``."""
     first = 1
     try:

@@ -6,7 +6,8 @@ the file and line it was read from. Memory does not grow with the data: a batch 
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ _FORMAT = 1
 """Version of the cache's entries; raise it when what is written changes."""
 _DATA = "samples.arrow"
 _LEFT_OUT = "left-out.jsonl"
-_READERS: Mapping[str, Callable[[Path, str, Roles], Iterator[pa.RecordBatch]]] = {
+_READERS: Mapping[str, Callable[[Path, str, Roles], Generator[pa.RecordBatch]]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
     "parquet": read_parquet,
@@ -135,36 +136,37 @@ def load_samples(path: Path, key: Mapping[str, Any], left_out: Path | None = Non
 
 
 def _write(path: Path, source: Source, roles: Roles, field: str, beat: Beat, left_out: LeftOut | None = None) -> None:
-    batches = _batches(source, roles, field, left_out)
-    first = next(batches, None)
-    if first is None:
-        found = "no sample that is complete" if left_out else "no samples; the data set is empty"
-        raise DataError(f"{field}: {source.root} has {found}")
-    names = [] if source.format == "imagefolder" else source.names
-    schema = first.schema.with_metadata({"files": json.dumps(names)})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_batch(first)
-        for batch in batches:
-            writer.write_batch(batch)
-            beat()
+    with closing(_batches(source, roles, field, left_out)) as batches:
+        first = next(batches, None)
+        if first is None:
+            found = "no sample that is complete" if left_out else "no samples; the data set is empty"
+            raise DataError(f"{field}: {source.root} has {found}")
+        names = [] if source.format == "imagefolder" else source.names
+        schema = first.schema.with_metadata({"files": json.dumps(names)})
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(first)
+            for batch in batches:
+                writer.write_batch(batch)
+                beat()
 
 
-def _batches(source: Source, roles: Roles, field: str, left_out: LeftOut | None) -> Iterator[pa.RecordBatch]:
+def _batches(source: Source, roles: Roles, field: str, left_out: LeftOut | None) -> Generator[pa.RecordBatch]:
     """Checked batches of all files, with the columns of ``Samples.table``; labels are of one type throughout."""
     if source.format == "imagefolder":
         yield from (_with_file(batch, 0) for batch in read_image_folder(source, roles, field))
         return
     label_type: pa.DataType | None = None
     for index, name in enumerate(source.names):
-        for batch in _READERS[source.format](source.path(name), name, roles):
-            sifted = left_out.sift(batch, source.path(name), name) if left_out else batch
-            if not len(sifted):
-                continue
-            whole = checked(sifted, source.path(name), name)
-            if "label" in roles:
-                label_type = label_type or whole["label"].type
-                check_label_type(whole, label_type, name)
-            yield _with_file(whole, index)
+        with closing(_READERS[source.format](source.path(name), name, roles)) as batches:
+            for batch in batches:
+                sifted = left_out.sift(batch, source.path(name), name) if left_out else batch
+                if not len(sifted):
+                    continue
+                whole = checked(sifted, source.path(name), name)
+                if "label" in roles:
+                    label_type = label_type or whole["label"].type
+                    check_label_type(whole, label_type, name)
+                yield _with_file(whole, index)
 
 
 def _with_file(batch: pa.RecordBatch, index: int) -> pa.RecordBatch:

@@ -7,7 +7,8 @@ line. Lines count from 1 as an editor shows them; a record that spans several ha
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -34,33 +35,33 @@ class Record(NamedTuple):
     """Characters that it holds, roughly."""
 
 
-def read_csv(path: Path, name: str, roles: Roles) -> Iterator[pa.RecordBatch]:
+def read_csv(path: Path, name: str, roles: Roles) -> Generator[pa.RecordBatch]:
     """Batches with a column a role, and ``row``. Fields are divided by commas (tabs if ``path`` ends in .tsv)."""
     return _batches(_csv_records(path, name, roles), name, roles)
 
 
-def read_jsonl(path: Path, name: str, roles: Roles) -> Iterator[pa.RecordBatch]:
+def read_jsonl(path: Path, name: str, roles: Roles) -> Generator[pa.RecordBatch]:
     """Batches with a column a role, and ``row``. Each line is a JSON object; keys that play no role are ignored."""
     return _batches(_jsonl_records(path, name, roles), name, roles)
 
 
-def _csv_records(path: Path, name: str, roles: Roles) -> Iterator[Record]:
+def _csv_records(path: Path, name: str, roles: Roles) -> Generator[Record]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(_lines(path, name, newline=""), delimiter=delimiter, strict=True)
-    rows = _numbered(reader, name)
-    header = next(rows, None)
-    if header is None:
-        raise DataError(f"{name}: is empty; its first line must name the columns")
-    width, pick = len(header[1]), _picker([_position(role, roles[role], header[1], name) for role in roles])
-    for line, row in rows:
-        if len(row) != width:
-            raise DataError(f"{name}:{line}: has {_columns(len(row))}, the header has {width}")
-        values = pick(row)
-        yield Record(line, values, sum(map(len, values)))
+    with closing(_lines(path, name, newline="")) as lines:
+        rows = _numbered(csv.reader(lines, delimiter=delimiter, strict=True), name)
+        header = next(rows, None)
+        if header is None:
+            raise DataError(f"{name}: is empty; its first line must name the columns")
+        width, pick = len(header[1]), _picker([_position(role, roles[role], header[1], name) for role in roles])
+        for line, row in rows:
+            if len(row) != width:
+                raise DataError(f"{name}:{line}: has {_columns(len(row))}, the header has {width}")
+            values = pick(row)
+            yield Record(line, values, sum(map(len, values)))
 
 
-def _numbered(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
+def _numbered(reader: Any, name: str) -> Generator[tuple[int, list[str]]]:
     """Rows that are not blank, each with the line on which it begins."""
     line = 1
     try:
@@ -100,18 +101,19 @@ def _picker(keys: Sequence[Any]) -> Any:
     return itemgetter(*keys)
 
 
-def _jsonl_records(path: Path, name: str, roles: Roles) -> Iterator[Record]:
+def _jsonl_records(path: Path, name: str, roles: Roles) -> Generator[Record]:
     pick = _picker(list(roles.values()))
     decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
-    for line, text in enumerate(_lines(path, name, newline="\n"), start=1):
-        if text.isspace():
-            continue
-        try:
-            record = decode(text)
-            values = pick(record)
-        except (ValueError, RecursionError, KeyError, TypeError, IndexError) as error:
-            _refuse_json(error, text, f"{name}:{line}", roles)
-        yield Record(line, values, len(text))
+    with closing(_lines(path, name, newline="\n")) as lines:
+        for line, text in enumerate(lines, start=1):
+            if text.isspace():
+                continue
+            try:
+                record = decode(text)
+                values = pick(record)
+            except (ValueError, RecursionError, KeyError, TypeError, IndexError) as error:
+                _refuse_json(error, text, f"{name}:{line}", roles)
+            yield Record(line, values, len(text))
 
 
 def _refuse_constant(constant: str) -> NoReturn:
@@ -132,19 +134,20 @@ def _refuse_json(error: Exception, text: str, place: str, roles: Roles) -> NoRet
     raise missing_column(role, roles[role], record, place, what="key") from error
 
 
-def _batches(records: Iterable[Record], name: str, roles: Roles) -> Iterator[pa.RecordBatch]:
+def _batches(records: Generator[Record], name: str, roles: Roles) -> Generator[pa.RecordBatch]:
     lines: list[int] = []
     rows: list[tuple[Any, ...]] = []
     size = 0
-    for line, values, characters in records:
-        lines.append(line)
-        rows.append(values)
-        size += characters
-        if len(lines) == BATCH_ROWS or size >= BATCH_CHARACTERS:
+    with closing(records):
+        for line, values, characters in records:
+            lines.append(line)
+            rows.append(values)
+            size += characters
+            if len(lines) == BATCH_ROWS or size >= BATCH_CHARACTERS:
+                yield _batch(lines, rows, name, roles)
+                lines, rows, size = [], [], 0
+        if lines:
             yield _batch(lines, rows, name, roles)
-            lines, rows, size = [], [], 0
-    if lines:
-        yield _batch(lines, rows, name, roles)
 
 
 def _batch(lines: list[int], rows: list[tuple[Any, ...]], name: str, roles: Roles) -> pa.RecordBatch:
@@ -173,7 +176,7 @@ def _text_array(values: Sequence[Any]) -> pa.Array:
         raise TypeError(f"is {show(wrong)}, must be a string") from None
 
 
-def _lines(path: Path, name: str, *, newline: str) -> Iterator[str]:
+def _lines(path: Path, name: str, *, newline: str) -> Generator[str]:
     """Lines of a UTF-8 file (a byte order mark is skipped), each with its end."""
     with path.open(encoding="utf-8-sig", newline=newline) as file:
         try:
