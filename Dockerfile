@@ -21,9 +21,15 @@ COPY pyproject.toml requirements.lock ./
 
 # What an extra asks for, at the versions of the lock and with its hashes; a change of our code leaves this layer alone.
 FROM build AS operator-build
-RUN uv pip install --require-hashes --only-binary :all: -r pyproject.toml --extra operator
+# Only what it imports is compiled below: of the Kubernetes client's thousands of modules that is a few dozen.
+ENV UV_COMPILE_BYTECODE=0
+# Optuna's databases go again: a search's study is made anew from the cluster each time, in memory.
+RUN uv pip install --require-hashes --only-binary :all: -r pyproject.toml --extra operator --extra search \
+    && uv pip uninstall sqlalchemy alembic greenlet mako \
+    && find /opt/venv -type d -name tests -prune -exec rm -r {} +
 COPY . .
-RUN uv pip install --no-deps .
+RUN uv pip install --no-deps . \
+    && /opt/venv/bin/python -c "import finetune_operator.serve, optuna; optuna.create_study().ask({})"
 
 FROM build AS trainer-build
 RUN uv pip install --require-hashes --only-binary :all: -r pyproject.toml --extra trainer --extra wandb

@@ -27,7 +27,6 @@ from scale_cluster import (
     Client,
     Cluster,
     client_of,
-    in_parallel,
     new_cluster,
     running_operator,
 )
@@ -91,9 +90,10 @@ class Tenants:
         raise AssertionError
 
     async def flood(self, jobs: int, end: asyncio.Event) -> None:
-        """So many jobs of one tenant at once, and ``end`` once all of them have their pods."""
+        """So many jobs of one tenant, as fast as one connection takes them; ``end`` once all have their pods."""
         names = [f"flood-{number:05}" for number in range(jobs)]
-        await in_parallel([self.make(name, NAMESPACE) for name in names])
+        for name in names:
+            await self.make(name, NAMESPACE)
         await self.pods.until(names)
         end.set()
 

@@ -200,16 +200,29 @@ class OperatorLife:
         async def pull(_address):
             return None
 
-        observer = Observer(self.store, cluster, pull, full, cluster.now, cluster.clock)
-        applier = Applier(self.store, cluster, ("ops",))
+        observer = Observer(self.store, cluster, pull, full, full, cluster.now, cluster.clock)
+        applier = Applier(self.store, cluster, ("ops",), lambda _key: None)
         events = FakePoster(cluster)
-        starts = Starts(lambda _key: None, cluster.clock)
+        starts = Starts(lambda _key: None, self.store.is_shared, cluster.clock)
         self.reconciler = Reconciler(
             self.store, observer, applier, events, Metrics(), full, starts, cluster.now, cluster.clock
         )
 
     def look(self):
         """What the watches tell, then a look at every job; returns when each is to be looked at again."""
+        self.watch()
+        waits = []
+        for key in self.looked_at():
+            try:
+                waits.append(self.cluster.runner.run(self.reconciler.reconcile(key)))
+            except ApiError as error:
+                self.cluster.log.append(f"failed: {error}")
+        return waits
+
+    def looked_at(self):
+        return list(self.store.jobs)
+
+    def watch(self):
         for kind in WATCHED:
             there = {raw["metadata"]["uid"] for (name, _), raw in self.cluster.objects.items() if name == kind.name}
             for (name, _), raw in list(self.cluster.objects.items()):
@@ -218,21 +231,16 @@ class OperatorLife:
             for uid, key in list(self.store.known(kind)):
                 if uid not in there:
                     self.store.drop(kind, uid, key)
-        waits = []
-        for key in list(self.store.jobs):
-            try:
-                waits.append(self.cluster.runner.run(self.reconciler.reconcile(key)))
-            except ApiError as error:
-                self.cluster.log.append(f"failed: {error}")
-        return waits
 
 
-def run_to_the_end(cluster, seconds=45, at=None):
+def run_to_the_end(cluster, seconds=45, at=None, life_of=OperatorLife, ended=lambda _cluster: False):
     """Seconds of cluster time; ``at`` maps a second to what somebody does then. Returns how often it was killed."""
     kills = 0
     with asyncio.Runner() as cluster.runner:
-        life = OperatorLife(cluster)
+        life = life_of(cluster)
         for second in range(seconds):
+            if ended(cluster):
+                break
             if at and second in at:
                 at[second](cluster)
             cluster.live()
@@ -241,7 +249,7 @@ def run_to_the_end(cluster, seconds=45, at=None):
                     life.look()
                 except Killed:
                     kills += 1
-                    life = OperatorLife(cluster)
+                    life = life_of(cluster)
     return kills
 
 

@@ -83,7 +83,7 @@ def test_what_a_job_costs():
     """The writes of a job of two workers that fails once; the Service is for the namespace's other jobs as well."""
     cluster, _ = lived([70, 0], {}, {})
     assert cluster.log == [
-        "apply Service finetune-workers",
+        "apply Service finetune-workers-0",
         "create NetworkPolicy demo",
         "create Job demo-1",
         "replace status of FineTuneJob demo",

@@ -252,13 +252,14 @@ def test_a_big_job():
     service = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "finetune-workers", "namespace": "team-a", "labels": MANAGED},
+        "metadata": {"name": "finetune-workers-0", "namespace": "team-a", "labels": MANAGED},
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {
                 **MANAGED,
                 "app.kubernetes.io/component": "worker",
+                "finetune.dev/service": "finetune-workers-0",
                 "batch.kubernetes.io/job-completion-index": "0",
             },
             "ports": [{"name": "rendezvous", "port": 29400, "protocol": "TCP"}],
@@ -296,7 +297,7 @@ def test_a_big_job():
             {"name": "FINETUNE_JOB", "value": "/finetune/spec/job.json"},
             {"name": "FINETUNE_RUN", "value": "/finetune/run"},
             {"name": "FINETUNE_ATTEMPT", "value": "12"},
-            {"name": "MASTER_ADDR", "value": "demo-12-0.finetune-workers.team-a.svc"},
+            {"name": "MASTER_ADDR", "value": "demo-12-0.finetune-workers-0.team-a.svc"},
             *WIRING,
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
             {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key"}}},
@@ -337,7 +338,11 @@ def test_a_big_job():
             "podReplacementPolicy": "Failed",
             "template": {
                 "metadata": {
-                    "labels": {**labels, "app.kubernetes.io/component": "worker"},
+                    "labels": {
+                        **labels,
+                        "app.kubernetes.io/component": "worker",
+                        "finetune.dev/service": "finetune-workers-0",
+                    },
                     "annotations": {"finetune.dev/spec": told(spec)},
                 },
                 "spec": {
@@ -346,7 +351,7 @@ def test_a_big_job():
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
                     "securityContext": POD_SECURITY,
-                    "subdomain": "finetune-workers",
+                    "subdomain": "finetune-workers-0",
                     "nodeSelector": {"gpu": "h100", "pool": "gpu"},
                     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
                     "schedulerName": "packer",
@@ -707,12 +712,42 @@ def test_several_workers_get_names():
         "Job.spec.completions",
         "PersistentVolumeClaim.spec.accessModes[0]",
         "Job.spec.parallelism",
+        "Job.spec.template.metadata.labels.finetune.dev/service",
         f"{POD}.subdomain",
         f"{ONE}.env[MASTER_ADDR].value",
         f"{TOLD}.distributed.workers",
     }
     assert "Service" not in before
     assert "Service" in after
+
+
+TRIAL = {"ownerReferences": [{"kind": "FineTuneExperiment", "name": "schemes", "uid": UID, "controller": True}]}
+RUNS = {"volume": {"claimName": "runs"}}
+SHARED = {
+    "with the runs": (
+        RUNS,
+        {
+            **mount(0, "/finetune/cache", read_only=False),
+            f"{ONE}.volumeMounts[/finetune/cache].subPath": (None, "schemes-0123abcd-cache"),
+            **env("FINETUNE_CACHE", "/finetune/cache", before="/finetune/run/cache"),
+            **env("HF_HOME", "/finetune/cache/huggingface", before="/finetune/run/cache/huggingface"),
+        },
+    ),
+    "with the models": (
+        {"modelCache": "models"},
+        {
+            **mount(1, "/finetune/cache", read_only=False),
+            f"{ONE}.volumeMounts[/finetune/cache].subPath": (None, "schemes-0123abcd-cache"),
+            **env("FINETUNE_CACHE", "/finetune/cache", before="/finetune/run/cache"),
+        },
+    ),
+    "nowhere, for each trial has a claim of its own": ({}, {}),
+}
+
+
+@pytest.mark.parametrize(("by", "expected"), SHARED.values(), ids=SHARED.keys())
+def test_trials_share_what_they_make_ready(by, expected):
+    assert difference(children(by=by), children(by=by, metadata=TRIAL)) == expected
 
 
 def test_nobody_may_read_progress_if_nobody_is_named():

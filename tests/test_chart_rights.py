@@ -38,6 +38,7 @@ def test_the_operators_code_tells_what_it_needs():
     assert set(USED) == {*IN_NAMESPACES, *IN_CLUSTER, ELECTION}
     assert USED["", "namespaces"] == {"get"}
     assert USED["finetune.dev", "finetunejobs/status"] == {"update"}
+    assert USED["finetune.dev", "finetuneexperiments"] == {"list", "watch", "delete"}
     assert USED["", "services"] == {"list", "watch", "create", "patch"}
     assert USED["batch", "jobs"] == {"get", "list", "watch", "create", "patch", "delete"}
 
@@ -91,6 +92,9 @@ def test_every_binding_binds_the_operator_to_a_role_that_is_there(values):
         assert binding["subjects"] == operator or reference["name"] == "finetune-operator-runtimes"
 
 
+THEIRS = (("finetune.dev", "finetunejobs"), ("finetune.dev", "finetuneexperiments"))
+
+
 def test_tenants_get_jobs_by_the_clusters_own_roles():
     objects, aggregate = rendered(), "rbac.authorization.k8s.io/aggregate-to-"
     roles = {
@@ -103,13 +107,13 @@ def test_tenants_get_jobs_by_the_clusters_own_roles():
     assert roles == {
         "view": (
             {
-                ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
-                ("finetune.dev", "finetunejobs/status"): {"get"},
+                **{key: {"get", "list", "watch"} for key in THEIRS},
+                **{(group, f"{name}/status"): {"get"} for group, name in THEIRS},
             },
             {"view", "edit", "admin"},
         ),
         "edit": (
-            {("finetune.dev", "finetunejobs"): {"create", "update", "patch", "delete", "deletecollection"}},
+            {key: {"create", "update", "patch", "delete", "deletecollection"} for key in THEIRS},
             {"edit", "admin"},
         ),
     }

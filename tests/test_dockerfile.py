@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import distribution
 
@@ -19,6 +21,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SPEC = {"task": "causal-lm", "model": {"source": "hf://a/b"}, "data": {"source": "hf://a/c"}}
 MOST_OPERATOR_BYTES = 200e6
+COMPILED_BYTES = 30e6
+"""What the modules that are imported are compiled to: 20 MB, and the project's own."""
 
 
 def stages():
@@ -88,19 +92,35 @@ def test_an_image_starts_what_pods_start():
 
 def test_everything_that_is_installed_has_a_version_and_a_hash():
     known = locked()
-    for extra in ("operator", "trainer", "wandb"):
+    for extra in ("operator", "search", "trainer", "wandb"):
         assert {name for name in installed_with(extra) if not known.get(name)} == set(), extra
     installing = [line for _, lines in stages().values() for line in lines if "uv pip install" in line]
     assert all("--require-hashes --only-binary :all:" in line or "--no-deps ." in line for line in installing)
 
 
 def test_the_operators_image_is_small_and_without_torch():
-    names = installed_with("operator")
-    assert names & {"torch", "transformers", "numpy", "accelerate"} == set()
-    files = [file for name in names for file in distribution(name).files or [] if file.suffix != ".pyc"]
-    size = sum(file.locate().stat().st_size for file in files if file.locate().exists())
-    # Compiled modules are about as large again as what they are compiled from, less their comments.
-    assert 1.75 * size < MOST_OPERATOR_BYTES
+    """A test on a real node measures the image itself (``test_node_life``)."""
+    removed = set(re.search(r"uv pip uninstall ([a-z ]+?) *&&", " ".join(stages()["operator-build"][1]))[1].split())
+    names = (installed_with("operator") | installed_with("search")) - removed
+    assert names & {"torch", "transformers", "accelerate", "scipy"} == set()
+    files = [file for name in names for file in distribution(name).files or []]
+    kept = [file for file in files if file.suffix != ".pyc" and "tests" not in file.parts and file.locate().exists()]
+    assert sum(file.locate().stat().st_size for file in kept) + COMPILED_BYTES < MOST_OPERATOR_BYTES
+
+
+def test_a_search_needs_nothing_that_was_removed():
+    removed = ("sqlalchemy", "alembic", "greenlet", "mako")
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({removed!r}))
+from finetune_api.experiment import LogUniform, Parameter, Search
+from finetune_operator.experiments.search import Proposal, propose
+rate = Parameter(field="strategy.learningRate.value", log_uniform=LogUniform(low=1e-5, high=1e-1))
+known = []
+for number in range(12):
+    known.append(Proposal(propose(Search(parameters=(rate,), startup_proposals=2), "max", known), value=float(number)))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_only_what_the_package_is_built_from_is_sent_to_the_builder():

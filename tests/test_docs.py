@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.errors import field_model, field_names
+from finetune_api.experiment import FineTuneExperiment
 from finetune_api.job import FineTuneJob
 from finetune_api.load import parse_job
 from finetune_api.outcomes import ExitCode
@@ -129,7 +130,10 @@ def fields_in(text):
 
 
 def is_field(path):
-    model = FineTuneJob
+    return any(is_field_of(kind, path) for kind in (FineTuneJob, FineTuneExperiment))
+
+
+def is_field_of(model, path):
     for name in path.split("."):
         if model is None or name not in field_names(model, ()):
             return False

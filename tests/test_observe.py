@@ -389,7 +389,7 @@ def test_every_object_can_be_found_to_be_gone(store):
         (JOB, job()),
         (POD, RUNNING),
         (NETWORK_POLICY, lasting),
-        (SERVICE, {"metadata": metadata("finetune-workers", "service"), "spec": {}}),
+        (SERVICE, {"metadata": metadata("finetune-workers-0", "service"), "spec": {}}),
         (RUNTIME, runtime),
     ]
     for kind, raw in given:

@@ -11,6 +11,7 @@ import yaml
 from charts import ROOT, rendered
 from cluster.cache import cache_folder
 from cluster.debian import unpacked
+from finetune_api.experiment import ExperimentConditionType, ExperimentReason
 from finetune_api.experiment_checks import parse_experiment
 from finetune_api.load import parse_job, parse_runtime
 from finetune_api.outcomes import Cause
@@ -82,9 +83,18 @@ def test_every_condition_reason_and_cause_is_explained_once():
     assert column("operations", "| Cause |") == [cause.value for cause in Cause]
 
 
-def test_reasons_are_of_conditions_that_can_have_them():
-    kinds = {kind.value for kind in ConditionType}
-    assert {kind for cells in table_after(PAGES["operations"], "| Reason |") for kind in cells[1].split(", ")} <= kinds
+def test_every_reason_of_an_experiment_is_explained_once():
+    told = column("operations", "| Reason of an experiment |")
+    assert sorted(told) == sorted(reason.value for reason in ExperimentReason)
+
+
+KINDS = {"| Reason |": ConditionType, "| Reason of an experiment |": ExperimentConditionType}
+
+
+@pytest.mark.parametrize(("header", "kinds"), KINDS.items(), ids=["job", "experiment"])
+def test_reasons_are_of_conditions_that_can_have_them(header, kinds):
+    told = {kind for cells in table_after(PAGES["operations"], header) for kind in cells[1].split(", ")}
+    assert told <= {kind.value for kind in kinds}
 
 
 def test_the_budgets_are_the_defaults():
@@ -124,7 +134,7 @@ def test_the_table_of_the_operators_metrics_is_that_of_its_registry():
     replica.metrics.transitions.labels("Failed")
     replica.metrics.restarts.labels("Stalled")
     replica.metrics.reconcile_seconds.labels("done")
-    replica.store.phases["team-a", "Running"] = 1
+    replica.store.phases["team-a", "Running"] = replica.store.experiments.phases["team-a", "Running"] = 1
     assert told == series_of(replica.metrics.registry)
 
 

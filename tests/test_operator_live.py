@@ -49,7 +49,7 @@ def test_a_job_runs_to_its_end(stage):
     assert phases(starting)["Running"] == ("False", "Starting")
     uid = stage.find("finetunejobs", "demo")["metadata"]["uid"]
     made = {kind: stage.find(kind, name) for kind, name in [
-        ("jobs", "demo-1"), ("networkpolicies", "demo"), ("services", "finetune-workers")]}  # fmt: skip
+        ("jobs", "demo-1"), ("networkpolicies", "demo"), ("services", "finetune-workers-0")]}  # fmt: skip
     owners = {
         kind: [one["uid"] for one in found["metadata"].get("ownerReferences", [])] for kind, found in made.items()
     }
@@ -186,8 +186,8 @@ def test_drift_is_repaired(stage):
     stage.apply(distributed={"workers": 2})
     stage.pods(count=2)
     stage.kubectl("delete", "networkpolicy", "demo")
-    stage.kubectl("delete", "service", "finetune-workers")
-    until(lambda: stage.find("networkpolicies", "demo") and stage.find("services", "finetune-workers"))
+    stage.kubectl("delete", "service", "finetune-workers-0")
+    until(lambda: stage.find("networkpolicies", "demo") and stage.find("services", "finetune-workers-0"))
     stage.patch("networkpolicy", "demo", {"spec": {"ingress": []}})
     until(lambda: stage.find("networkpolicies", "demo")["spec"].get("ingress"))
     settled = operator.writes()

@@ -64,8 +64,8 @@ def test_a_list_that_fails_is_read_again_and_the_others_are_not(store, clock, st
     store.see(FINE_TUNE_JOB, stored("gone"))
     lists = Lists("there", faults=[status, status])
     asyncio.run(reader(store, lists, clock).step())
-    kinds = [kind.name for kind in WATCHED]
-    assert lists.asked == [kinds[0], *[FINE_TUNE_JOB.name] * 3, *kinds[2:]]
+    before, after = (WATCHED[: (place := WATCHED.index(FINE_TUNE_JOB))], WATCHED[place + 1 :])
+    assert lists.asked == [kind.name for kind in (*before, *[FINE_TUNE_JOB] * 3, *after)]
     assert list(store.jobs) == [Key("ns", "there")]
 
 
@@ -177,5 +177,5 @@ def test_a_job_whose_deletion_was_missed_is_dropped_at_its_next_write(store, tol
     store.see(FINE_TUNE_JOB, stored("one"))
     key = Key("ns", "one")
     with pytest.raises(ApiError):
-        asyncio.run(Applier(store, Gone(), ()).write_wire_status(key, store.jobs[key], {}))
+        asyncio.run(Applier(store, Gone(), (), lambda _key: None).write_wire_status(key, store.jobs[key], {}))
     assert list(store.jobs) == left

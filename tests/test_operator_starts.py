@@ -25,7 +25,7 @@ def clock():
 
 @pytest.fixture
 def starts(told, clock):
-    return Starts(told.append, clock)
+    return Starts(told.append, lambda _namespace: True, clock)
 
 
 def test_a_tenant_has_a_few_under_way_and_holds_up_no_other(starts, told):
@@ -57,10 +57,21 @@ def test_pods_that_do_not_come_hold_nobody_up_for_long(starts, told, clock):
     assert told == keys(UNDER_WAY + 2)[-2:]
 
 
+def test_who_has_the_cluster_alone_waits_for_nobody(told, clock):
+    others = [True]
+    starts = Starts(told.append, lambda _namespace: others[0], clock)
+    first, *rest = keys(UNDER_WAY + 3)
+    assert [starts.admit(key) for key in (first, *rest)] == [True] * UNDER_WAY + [False] * 3
+    others[0] = False
+    starts.settle(first)
+    assert told == rest[-3:]
+    assert all(starts.admit(key) for key in keys(100, "other"))
+
+
 @given(st.lists(st.tuples(st.sampled_from(["admit", "settle", "wait"]), st.integers(0, 40)), max_size=200))
 def test_nobody_is_forgotten(steps):
     clock, told = Clock(), []
-    starts, asked, admitted = Starts(told.append, clock), set(), set()
+    starts, asked, admitted = Starts(told.append, lambda _namespace: True, clock), set(), set()
     for step, number in steps:
         key = Key("loud", str(number))
         if step == "admit":

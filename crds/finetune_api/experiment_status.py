@@ -118,6 +118,8 @@ class TrialStatus(ApiModel):
     """Seconds that it ran, times its workers."""
     gpu_seconds: NonNegativeFloat = 0
     """Seconds that it ran, times its GPUs."""
+    model: Path | None = None
+    """Folder of its model, once it has ended with a value."""
 
 
 class Difference(ApiModel):

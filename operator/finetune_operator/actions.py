@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_api.experiment import ExperimentReason
 from finetune_api.status import JobStatus, Reason
 
 
@@ -25,7 +26,7 @@ class Event:
     """Something that people shall read of."""
 
     type: Literal["Normal", "Warning"]
-    reason: Reason
+    reason: Reason | ExperimentReason
     message: str
 
 

@@ -4,7 +4,7 @@ Invariants: names are functions of job and attempt, so a write that is repeated 
 is known to be right is not written; a status is written over the very version that it was made from, or not at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +15,7 @@ from finetune_operator.api import Api, Document
 from finetune_operator.build.job import build_job
 from finetune_operator.drift import find_drift
 from finetune_operator.errors import ApiError, Obstacle, taken
+from finetune_operator.experiment_records import ExperimentRecord
 from finetune_operator.kinds import BY_NAME, FINE_TUNE_JOB, JOB, SERVICE, Kind
 from finetune_operator.names import LABEL_QUEUE, attempt_name
 from finetune_operator.records import JobRecord, owner_of
@@ -35,6 +36,8 @@ class Applier:
     store: Store
     api: Api
     progress_readers: tuple[str, ...]
+    enqueue: Callable[[Key], None]
+    """Gets what a job's new status is of interest to: its experiment."""
 
     async def repair(self, resolved: Resolved) -> None:
         """Apply those of the lasting objects that are not as they should be.
@@ -46,12 +49,12 @@ class Applier:
         for manifest, known in find_drift(self.store, resolved, self.progress_readers):
             kind = BY_NAME[manifest["kind"]]
             try:
-                # What is not known to be ours may be a user's own object of the same name. The Service's name is ours
-                # alone, and jobs that start together all apply it.
+                # What is not known to be ours may be a user's own object of the same name. A Service's name is ours
+                # alone, and jobs that start together may apply the same one.
                 overwrite = known is not None or kind is SERVICE
                 self.store.see(kind, await self.api.apply(kind, manifest, overwrite=overwrite))
             except ApiError as error:
-                raise _obstacle(error, kind, manifest) from error
+                raise as_obstacle(error, kind, manifest) from error
 
     async def start(self, resolved: Resolved, number: int) -> None:
         """Start an attempt, or find that it was started before.
@@ -87,7 +90,7 @@ class Applier:
         attempts = self.store.children_of(key).attempts
         for number in sorted(attempts)[:-KEPT_ATTEMPTS]:
             uid = attempts[number].uid
-            with _ignoring_absence():
+            with ignoring_absence():
                 await self.api.delete(JOB, key.namespace, attempt_name(key.name, number), {"uid": uid})
             self.store.drop(JOB, uid, key)
 
@@ -102,24 +105,20 @@ class Applier:
 
     async def write_wire_status(self, key: Key, record: JobRecord, status: Document) -> None:
         """Likewise, a status in JSON types."""
-        manifest = {
-            "apiVersion": FINE_TUNE_JOB.api_version,
-            "kind": FINE_TUNE_JOB.name,
-            "metadata": {**key._asdict(), "uid": record.uid, "resourceVersion": str(record.version)},
-            "status": status,
-        }
+        manifest = status_manifest(FINE_TUNE_JOB, key, record, status)
         try:
-            self.store.see(FINE_TUNE_JOB, await self.api.replace(FINE_TUNE_JOB, manifest, "status"))
+            for affected in self.store.see(FINE_TUNE_JOB, await self.api.replace(FINE_TUNE_JOB, manifest, "status")):
+                self.enqueue(affected)
         except ApiError as error:
-            if error.status == HTTPStatus.NOT_FOUND and f'"{key.name}" not found' in error.message:
+            if error.is_absence_of(key.name):
                 self.store.drop(FINE_TUNE_JOB, record.uid, key)  # its deletion was missed: a watch was cut
             raise
 
     async def delete_job(self, key: Key, record: JobRecord) -> None:
         """Delete a finished job whose time has come, unless it has changed since; what it owns goes with it."""
         preconditions = {"uid": record.uid, "resourceVersion": str(record.version)}
-        with _ignoring_absence():
-            await self.api.delete(FINE_TUNE_JOB, *key, preconditions)
+        with ignoring_absence():
+            await self.api.delete(FINE_TUNE_JOB, key.namespace, key.name, preconditions)
 
     async def _make(self, manifest: Document, owner: str | None) -> Document:
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
@@ -127,7 +126,7 @@ class Applier:
             return await self.api.create(JOB, namespace, manifest)
         except ApiError as error:
             if not error.is_taken:
-                raise _obstacle(error, JOB, manifest) from error
+                raise as_obstacle(error, JOB, manifest) from error
         found = await self.api.get(JOB, namespace, name)
         if owner_of(found) != owner:
             raise taken(JOB.name, name)
@@ -135,7 +134,7 @@ class Applier:
 
 
 @contextmanager
-def _ignoring_absence() -> Iterator[None]:
+def ignoring_absence() -> Iterator[None]:
     """What is to be deleted may be gone already."""
     try:
         yield
@@ -144,7 +143,18 @@ def _ignoring_absence() -> Iterator[None]:
             raise
 
 
-def _obstacle(error: ApiError, kind: Kind, manifest: Document) -> ApiError | Obstacle:
+def status_manifest(kind: Kind, key: Key, record: JobRecord | ExperimentRecord, status: Document) -> Document:
+    """The object that is replaced by one with this status, over the very version that it was made from."""
+    version = {"uid": record.uid, "resourceVersion": str(record.version)}
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.name,
+        "metadata": {"namespace": key.namespace, "name": key.name, **version},
+        "status": status,
+    }
+
+
+def as_obstacle(error: ApiError, kind: Kind, manifest: Document) -> ApiError | Obstacle:
     """The error as people read it, if it is for them to do something about it."""
     name = manifest["metadata"]["name"]
     if error.is_taken:

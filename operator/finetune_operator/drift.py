@@ -6,6 +6,7 @@ from typing import Any
 from finetune_operator.build.children import build_lasting
 from finetune_operator.errors import Obstacle, taken
 from finetune_operator.kinds import CLAIM, SERVICE
+from finetune_operator.names import service_name
 from finetune_operator.records import LastingRecord
 from finetune_operator.resolved import Resolved
 from finetune_operator.schedule import Key
@@ -22,10 +23,11 @@ def find_drift(
             bears our labels and belongs to nobody.
     """
     lasting = store.children_of(Key(resolved.namespace, resolved.name)).lasting
+    service = Key(resolved.namespace, service_name(resolved.name))
     drifted = []
     for manifest in build_lasting(resolved, progress_readers):
         kind = manifest["kind"]
-        known = store.services.get(resolved.namespace) if kind == SERVICE.name else lasting.get(kind)
+        known = store.services.get(service) if kind == SERVICE.name else lasting.get(kind)
         if known is not None and kind != SERVICE.name and known.owner != resolved.uid:
             raise _obstacle(kind, manifest["metadata"]["name"], known)
         if known is None or not _is_as_built(manifest, known):

@@ -32,6 +32,10 @@ class ApiError(OperatorError):
         """An object of this name is there already."""
         return self.reason == "AlreadyExists"
 
+    def is_absence_of(self, name: str) -> bool:
+        """There is no object of this name; not merely no such kind."""
+        return self.status == HTTPStatus.NOT_FOUND and f'"{name}" not found' in self.message
+
     @property
     def is_refusal(self) -> bool:
         """The request itself is the reason: the same again fails until somebody changes something."""
@@ -58,6 +62,7 @@ class Obstacle(OperatorError):  # noqa: N818 - the word that the job's condition
     """What is in the way of a job's objects, in a sentence for its user."""
 
 
-def taken(kind: str, name: str) -> Obstacle:
-    """Somebody else's object is in the place of one of a job's."""
-    return Obstacle(f"there is a {kind} {name} that is not this job's; delete it, or give this job another name")
+def taken(kind: str, name: str, owner: str = "job") -> Obstacle:
+    """Somebody else's object is in the place of one of a job's, or of an experiment's."""
+    told = f"there is a {kind} {name} that is not this {owner}'s"
+    return Obstacle(f"{told}; delete it, or give this {owner} another name")

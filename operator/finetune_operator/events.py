@@ -1,4 +1,4 @@
-"""Events about jobs, for ``kubectl describe``: posted in the background, at a rate that leaves the API server alone.
+"""Events for ``kubectl describe``, posted in the background at a rate that leaves the API server alone.
 
 Invariant: nothing waits for them and nothing depends on them; when too many are due, the newest are not posted.
 """
@@ -13,7 +13,7 @@ from finetune_operator.actions import Event
 from finetune_operator.api import Api, Document
 from finetune_operator.bucket import TokenBucket
 from finetune_operator.errors import OperatorError
-from finetune_operator.kinds import EVENT, FINE_TUNE_JOB
+from finetune_operator.kinds import BY_NAME, EVENT
 from finetune_operator.names import MANAGER
 from finetune_operator.schedule import Key
 
@@ -63,7 +63,7 @@ class EventPoster:
 
 def build_event(posting: Posting, identity: str) -> Document:
     """The manifest (https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/)."""
-    key, event = posting.key, posting.event
+    key, event, kind = posting.key, posting.event, BY_NAME[posting.key.kind]
     return {
         "apiVersion": EVENT.api_version,
         "kind": EVENT.name,
@@ -74,8 +74,8 @@ def build_event(posting: Posting, identity: str) -> Document:
         "action": event.reason.value,
         "reason": event.reason.value,
         "regarding": {
-            "apiVersion": FINE_TUNE_JOB.api_version,
-            "kind": FINE_TUNE_JOB.name,
+            "apiVersion": kind.api_version,
+            "kind": kind.name,
             "namespace": key.namespace,
             "name": key.name,
             "uid": posting.uid,

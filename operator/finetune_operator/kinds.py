@@ -33,6 +33,7 @@ class Kind:
 
 _OURS = f"{LABEL_MANAGED_BY}={MANAGER}"
 FINE_TUNE_JOB = Kind("FineTuneJob", GROUP, VERSION, "finetunejobs")
+FINE_TUNE_EXPERIMENT = Kind("FineTuneExperiment", GROUP, VERSION, "finetuneexperiments")
 RUNTIME = Kind("FineTuneRuntime", GROUP, VERSION, "finetuneruntimes", namespaced=False)
 JOB = Kind("Job", "batch", "v1", "jobs", selector=_OURS)
 POD = Kind("Pod", "", "v1", "pods", selector=_OURS)
@@ -45,6 +46,6 @@ CORE_EVENT = Kind("Event", "", "v1", "events")
 """The same objects under the name by which they can be asked for by what they are about."""
 NAMESPACE = Kind("Namespace", "", "v1", "namespaces", namespaced=False)
 
-WATCHED = (RUNTIME, FINE_TUNE_JOB, JOB, POD, NETWORK_POLICY, CLAIM, SERVICE)
+WATCHED = (RUNTIME, FINE_TUNE_EXPERIMENT, FINE_TUNE_JOB, JOB, POD, NETWORK_POLICY, CLAIM, SERVICE)
 """What is watched, in the order in which it is first read: owners before what they own."""
 BY_NAME = {kind.name: kind for kind in WATCHED}

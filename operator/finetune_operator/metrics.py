@@ -19,17 +19,17 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _START_SECONDS = (5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class _JobPhases(Collector):
-    """Jobs by namespace and phase, as they are at the moment."""
+class _Phases(Collector):
+    """Objects by namespace and phase, as they are at the moment."""
 
-    def __init__(self, phases: Callable[[], dict[tuple[str, str], int]]) -> None:
-        self._phases = phases
+    def __init__(self, name: str, documentation: str, phases: Callable[[], dict[tuple[str, str], int]]) -> None:
+        self._name, self._documentation, self._phases = name, documentation, phases
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        jobs = GaugeMetricFamily(f"{_PREFIX}_jobs", "FineTuneJobs by phase.", labels=["namespace", "phase"])
+        family = GaugeMetricFamily(f"{_PREFIX}_{self._name}", self._documentation, labels=["namespace", "phase"])
         for (namespace, phase), count in sorted(self._phases().items()):
-            jobs.add_metric([namespace, phase], count)
-        yield jobs
+            family.add_metric([namespace, phase], count)
+        yield family
 
 
 class Metrics:
@@ -81,9 +81,9 @@ class Metrics:
         )
         self.leading = Gauge(f"{_PREFIX}_leading", "1 if this replica holds the lease.", registry=self.registry)
 
-    def watch_phases(self, phases: Callable[[], dict[tuple[str, str], int]]) -> None:
-        """Tell jobs by (namespace, phase) as ``phases`` has them when asked."""
-        self.registry.register(_JobPhases(phases))
+    def watch_phases(self, name: str, documentation: str, phases: Callable[[], dict[tuple[str, str], int]]) -> None:
+        """Tell objects by (namespace, phase) as ``phases`` has them when asked."""
+        self.registry.register(_Phases(name, documentation, phases))
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """Tell a value as it is when asked."""

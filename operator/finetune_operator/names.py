@@ -3,6 +3,8 @@
 Invariant: a name is a function of the job's name and the attempt's number, so that a repeated write hits the same.
 """
 
+from zlib import crc32
+
 from finetune_api.base import GROUP
 
 MANAGER = "finetune-operator"
@@ -33,8 +35,10 @@ PROGRESS_PORT = 8080
 PROGRESS_PORT_NAME = "progress"
 RENDEZVOUS_PORT = 29400
 """Where worker 0 listens for the others."""
-SERVICE = "finetune-workers"
-"""The headless Service that gives the first workers of all jobs in a namespace their DNS names."""
+SERVICES = 32
+"""Headless Services of a namespace, at most, which share its jobs (see ``build.service``)."""
+LABEL_SERVICE = f"{GROUP}/service"
+"""On a pod that has a DNS name: the Service that gives it."""
 
 
 def attempt_name(job: str, number: int) -> str:
@@ -47,8 +51,13 @@ def attempt_name(job: str, number: int) -> str:
 
 
 def first_worker_address(job: str, number: int, namespace: str) -> str:
-    """DNS name of worker 0, through the Service; known as soon as its pod has an address."""
-    return f"{attempt_name(job, number)}-0.{SERVICE}.{namespace}.svc"
+    """DNS name of worker 0, through the job's Service; known as soon as its pod has an address."""
+    return f"{attempt_name(job, number)}-0.{service_name(job)}.{namespace}.svc"
+
+
+def service_name(job: str) -> str:
+    """Name of the headless Service that gives the job's first worker its DNS name."""
+    return f"finetune-workers-{crc32(job.encode()) % SERVICES}"
 
 
 def network_policy_name(job: str) -> str:

@@ -1,8 +1,8 @@
 """Everything that a decision about a job is made from: the store, and where that cannot know, a request.
 
 What is asked, and when: worker 0's progress (each look, limited in total); the namespace's labels, if the runtime wants
-some; why a Job has no pods, for only its events tell; an attempt's pods, when its Job says that they have ended and the
-watch of pods does not (yet).
+some; why a Job has no pods, for only its events tell (a few a second in total: an API server reads all events of the
+namespace for it); an attempt's pods, when its Job says that they have ended and the watch of pods does not (yet).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -66,6 +66,8 @@ class Observer:
     pull: Pull
     pulls: TokenBucket
     """Limits pulls in total."""
+    asks: TokenBucket
+    """Limits questions to events in total."""
     now: Callable[[], datetime]
     clock: Callable[[], float]
     _labels: dict[str, tuple[float, Mapping[str, str]]] = field(default_factory=dict)
@@ -152,7 +154,7 @@ class Observer:
         """The Job controller tells in events alone why it cannot make a pod (quota, policy)."""
         age = (self.now() - job.created).total_seconds()
         asked = self.clock() - memory.asked_at < ASK_AGAIN_SECONDS
-        if job.is_suspended or job.ended is not None or age < PODLESS_SECONDS or asked:
+        if job.is_suspended or job.ended is not None or age < PODLESS_SECONDS or asked or not self.asks.take():
             return
         memory.asked_at = self.clock()
         selector = f"involvedObject.uid={job.uid},reason=FailedCreate"

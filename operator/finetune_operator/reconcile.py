@@ -29,6 +29,8 @@ from finetune_operator.store import Store
 
 DOUBT_SECONDS = 1.0
 """How long one watch may lag behind the other before the API server itself is asked."""
+WORDS_AFTER_SECONDS = 15.0
+"""In a burst jobs get their pods first: the API server is what they wait for, so their statuses come so much later."""
 PROGRESS_SECONDS = 10.0
 """A job's progress is written no more often than this."""
 LOOKS_A_SECOND = 100.0
@@ -89,6 +91,9 @@ class Reconciler:
         if observation.in_doubt:
             return DOUBT_SECONDS
         made = await self._act(key, observation)
+        if isinstance(made.action, StartAttempt) and self.starts.is_crowded():
+            self._post(key, record, made)
+            return WORDS_AFTER_SECONDS
         await self.applier.retire(key)
         await self._write(key, record, observation, made, memory)
         if job.status is not None and job.status.attempts:
@@ -112,7 +117,7 @@ class Reconciler:
                 await self.applier.repair(resolved)
                 await self.applier.move(resolved, observed.attempt.number)
         except Obstacle as obstacle:
-            _log.warning("%s/%s: %s", *key, obstacle)
+            _log.warning("%s: %s", key, obstacle)
             return plan(replace(observed, obstacle=str(obstacle)))
         return made
 
@@ -138,7 +143,7 @@ class Reconciler:
 
     def _post(self, key: Key, record: JobRecord, made: Plan) -> None:
         for event in made.events:
-            _log.info("%s/%s: %s: %s", *key, event.reason, event.message)
+            _log.info("%s: %s: %s", key, event.reason, event.message)
             self.events.add(Posting(key, record.uid, event, self.now()))
 
     async def _expire(self, key: Key, record: JobRecord) -> float | None:
@@ -152,10 +157,10 @@ class Reconciler:
         return None
 
     def _stretched(self, seconds: float | None) -> float | None:
-        """With very many running jobs, looks for mere progress are further apart."""
+        """With very many running jobs, and in a burst of new ones, looks for mere progress are further apart."""
         if seconds != POLL_SECONDS:
             return seconds
-        return max(seconds, len(self._memories) / LOOKS_A_SECOND)
+        return max(2 * seconds if self.starts.is_crowded() else seconds, len(self._memories) / LOOKS_A_SECOND)
 
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from finetune_operator.pods import Raw, observe_worker, parse_time, waiting_text
 from finetune_operator.schedule import Key
 
 _FINISHED = (ConditionType.SUCCEEDED, ConditionType.FAILED)
-_METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
+KEPT_METADATA = ("name", "namespace", "uid", "generation", "resourceVersion")
+_KEPT_OF_OWNED = ("labels", "ownerReferences")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,9 @@ class RuntimeRecord:
 
 def record_job(raw: Raw) -> JobRecord:
     """The record of a FineTuneJob."""
-    metadata, spec, status = raw["metadata"], _map_of(raw.get("spec")), _map_of(raw.get("status"))
+    metadata, spec, status = raw["metadata"], map_of(raw.get("spec")), map_of(raw.get("status"))
     conditions = status.get("conditions") or []
     finished = any(one.get("type") in _FINISHED and one.get("status") == "True" for one in conditions)
-    kept = {name: metadata[name] for name in _METADATA if name in metadata}
-    document = {**{name: raw[name] for name in ("apiVersion", "kind", "spec", "status") if name in raw}}
     return JobRecord(
         uid=metadata["uid"],
         version=version_of(raw),
@@ -125,8 +124,17 @@ def record_job(raw: Raw) -> JobRecord:
         is_deleting="deletionTimestamp" in metadata,
         expires=_expiry(spec, status) if finished else None,
         runtime=str(spec.get("runtime") or "default"),
-        document=None if finished else json.dumps({**document, "metadata": kept}, separators=(",", ":")).encode(),
+        document=None if finished else document_of(raw),
     )
+
+
+def document_of(raw: Raw) -> bytes:
+    """A job as JSON, with only the metadata that matters; labels and owner as well of one that belongs to somebody."""
+    metadata = raw["metadata"]
+    names = (*KEPT_METADATA, *(_KEPT_OF_OWNED if metadata.get("ownerReferences") else ()))
+    document = {name: raw[name] for name in ("apiVersion", "kind", "spec", "status") if name in raw}
+    document["metadata"] = {name: metadata[name] for name in names if name in metadata}
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def record_attempt(raw: Raw) -> AttemptRecord:
@@ -196,8 +204,14 @@ def key_of(raw: Raw) -> Key | None:
 
 def owner_of(raw: Raw) -> str | None:
     """Uid of the controller that owns an object."""
+    owner = owner_reference(raw)
+    return str(owner["uid"]) if owner else None
+
+
+def owner_reference(raw: Raw) -> Raw | None:
+    """The reference to the controller that owns an object."""
     owners = raw["metadata"].get("ownerReferences") or []
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), None)
+    return next((owner for owner in owners if owner.get("controller")), None)
 
 
 def version_of(raw: Raw) -> int:
@@ -212,7 +226,7 @@ def attempt_of(raw: Raw) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _map_of(value: Any) -> Raw:
+def map_of(value: Any) -> Raw:
     """A field of a FineTuneJob that is to be a map; empty if it is something else, which its parsing tells."""
     return value if isinstance(value, dict) else {}
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from finetune_api.execution import Volume
 from finetune_api.job import FineTuneJob, JobSpec
 from finetune_api.runtime import RuntimeSpec
+from finetune_operator.kinds import FINE_TUNE_EXPERIMENT
 from finetune_operator.names import volume_claim_name
 from finetune_operator.trainer_spec import trainer_spec
 
@@ -67,6 +68,18 @@ class Resolved:
         checkpoints of its namesake.
         """
         return f"{self.name}-{self.uid[:_UID_CHARACTERS]}" if self.uid else self.name
+
+    @property
+    def cache_claim(self) -> str | None:
+        """The claim in which an experiment's trials share what they make ready; None if nothing outlives a trial."""
+        return None if self.cache_folder is None else self.volume.claim_name or self.runtime.model_cache
+
+    @property
+    def cache_folder(self) -> str | None:
+        """The folder in it; None of a job that is no trial."""
+        owners = (self.job.metadata.model_extra or {}).get("ownerReferences", [])
+        owner = next((one for one in owners if one.get("kind") == FINE_TUNE_EXPERIMENT.name), None)
+        return f"{owner['name']}-{owner['uid'][:_UID_CHARACTERS]}-cache" if owner else None
 
     @cached_property
     def trainer_spec(self) -> str:

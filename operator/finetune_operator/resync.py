@@ -81,14 +81,14 @@ class Resync:
             await self._pause(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
     async def step(self) -> None:
-        """Read everything once, and have every job looked at."""
+        """Read everything once, and have every job and experiment looked at."""
         self._wanted.clear()
         for kind in WATCHED:
             await self._read_patiently(kind)
         self._store.purge()
         self._synced_at = self._synced_at or self._clock()
         self.synced.set()
-        for key in list(self._store.jobs):
+        for key in self._store.everything():
             self._enqueue(key)
 
     async def _read_patiently(self, kind: Kind) -> None:

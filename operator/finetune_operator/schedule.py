@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 
 class Key(NamedTuple):
-    """A FineTuneJob."""
+    """What is looked at: a FineTuneJob, or an object of another kind."""
 
     namespace: str
     name: str
+    kind: str = "FineTuneJob"
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 class Schedule:

@@ -28,9 +28,11 @@ from finetune_operator.bucket import TokenBucket
 from finetune_operator.election import Elector
 from finetune_operator.errors import ApiError, NotLeading
 from finetune_operator.events import BURST, RATE, EventPoster
+from finetune_operator.experiment_apply import ExperimentApplier
+from finetune_operator.experiment_reconcile import ExperimentReconciler
 from finetune_operator.handlers import Course, watch
 from finetune_operator.health import BEAT_SECONDS, STUCK_SECONDS, Heart, serve_health
-from finetune_operator.kinds import POD, Kind
+from finetune_operator.kinds import FINE_TUNE_EXPERIMENT, FINE_TUNE_JOB, POD, Kind
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Observer
 from finetune_operator.pods import Raw
@@ -45,9 +47,10 @@ from finetune_operator.starts import Starts
 from finetune_operator.store import Store
 
 WORKERS = 32
-"""Jobs that are looked at at a time; each look makes its requests one after the other."""
+"""Jobs and experiments that are looked at at a time; each look makes its requests one after the other."""
 PULLS_A_SECOND = 50.0
 PROGRESS_WRITES_A_SECOND = 20.0
+ASKS_A_SECOND = 2.0
 STOP_SECONDS = 8.0
 """What is under way when asked to end gets so long."""
 END_SECONDS = 2.0
@@ -65,7 +68,8 @@ class Replica:
     metrics: Metrics
     elector: Elector
     resync: Resync
-    reconciler: Reconciler
+    reconcilers: dict[str, Reconciler | ExperimentReconciler]
+    """By kind."""
     starts: Starts
     events: EventPoster
     heart: Heart
@@ -105,17 +109,17 @@ class Replica:
             return
         began = time.monotonic()
         try:
-            again = await self.reconciler.reconcile(key)
+            again = await self.reconcilers[key.kind].reconcile(key)
         except (ApiError, NotLeading) as error:
             delay = self.queue.failed(key, getattr(error, "retry_after_seconds", 0.0))
-            _log.warning("%s/%s: %s; again in %.1f s", *key, error, delay)
+            _log.warning("%s: %s; again in %.1f s", key, error, delay)
             result = "retried"
         except Exception:  # noqa: BLE001 - one job's bad luck must not be that of all others
-            _log.exception("%s/%s: a bug; it is looked at again in %.1f s", *key, self.queue.failed(key))
+            _log.exception("%s: a bug; it is looked at again in %.1f s", key, self.queue.failed(key))
             result = "bug"
         else:
             self.queue.done(key, again)
-            _log.debug("%s/%s: looked at, again in %s s", *key, again)
+            _log.debug("%s: looked at, again in %s s", key, again)
             result = "done"
         self.metrics.reconcile_seconds.labels(result).observe(time.monotonic() - began)
 
@@ -127,7 +131,7 @@ class Replica:
             self.starts.settle_overdue()
             if self.missed and self.may_write:
                 self.missed = False
-                for key in list(self.store.jobs):
+                for key in self.store.everything():
                     self.queue.add(key)
             await asyncio.sleep(BEAT_SECONDS)
 
@@ -153,16 +157,23 @@ def assemble(settings: Settings, client: ApiClient, session: aiohttp.ClientSessi
     store, queue = Store(utc_now), KeyedQueue(jitter=random.random)
     events = EventPoster(api, TokenBucket(RATE, BURST, clock), settings.identity)
     pulls = TokenBucket(PULLS_A_SECOND, PULLS_A_SECOND, clock)
-    observer = Observer(store, api, lambda address: pull_report(session, address), pulls, utc_now, clock)
-    applier = Applier(store, api, settings.progress_readers)
+    asks = TokenBucket(ASKS_A_SECOND, 5 * ASKS_A_SECOND, clock)
+    observer = Observer(store, api, lambda address: pull_report(session, address), pulls, asks, utc_now, clock)
+    applier = Applier(store, api, settings.progress_readers, queue.add)
     writes = TokenBucket(PROGRESS_WRITES_A_SECOND, 5 * PROGRESS_WRITES_A_SECOND, clock)
-    starts = Starts(queue.add)
-    reconciler = Reconciler(store, observer, applier, events, metrics, writes, starts, utc_now, clock)
+    starts = Starts(queue.add, store.is_shared)
+    reconcilers: dict[str, Reconciler | ExperimentReconciler] = {
+        FINE_TUNE_JOB.name: Reconciler(store, observer, applier, events, metrics, writes, starts, utc_now, clock),
+        FINE_TUNE_EXPERIMENT.name: ExperimentReconciler(
+            store, ExperimentApplier(store, api, queue.add), events, writes, utc_now
+        ),
+    }
     resync = Resync(store, api, settings.namespaces, queue.add)
-    metrics.watch_phases(lambda: dict(store.phases))
+    metrics.watch_phases("jobs", "FineTuneJobs by phase.", lambda: dict(store.phases))
+    metrics.watch_phases("experiments", "FineTuneExperiments by phase.", lambda: dict(store.experiments.phases))
     metrics.watch("queue_depth", "Jobs that are due and wait to be looked at.", lambda: queue.depth)
     metrics.watch("queue_oldest_seconds", "How long the first of them has waited.", lambda: queue.oldest_seconds)
-    return Replica(settings, store, queue, metrics, elector, resync, reconciler, starts, events, Heart())
+    return Replica(settings, store, queue, metrics, elector, resync, reconcilers, starts, events, Heart())
 
 
 async def serve(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """How many first attempts of a namespace are under way: made by us, and their pods not yet made by Kubernetes.
 
-Kubernetes' Job controller serves whoever came first. What lies in its queue waits for all that lies before it, so a
-tenant with 5,000 jobs may have a few there at a time; the others wait here, where tenants take turns (see schedule).
+Kubernetes' Job controller serves whoever came first, and a control plane under full load is slow for everybody. So
+where tenants share a cluster, one with 5,000 jobs has a few under way at a time; the others wait here, where tenants
+take turns (see schedule). A tenant who has the cluster for himself waits for nobody.
 
 Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue`` when its turn has come.
 """
@@ -12,8 +13,10 @@ from collections.abc import Callable
 
 from finetune_operator.schedule import Key
 
-UNDER_WAY = 16
-"""Of a namespace. Enough for the controller's five workers to be always busy."""
+UNDER_WAY = 2
+"""Of a namespace that is not alone: while one gets its pods the next one is prepared, and others have room."""
+CROWD = 64
+"""So many under way, of all namespaces, are a burst."""
 PATIENCE_SECONDS = 5.0
 """Pods that are not there by then (a quota, a policy) hold nobody up any longer."""
 
@@ -21,20 +24,35 @@ PATIENCE_SECONDS = 5.0
 class Starts:
     """Who may start, and who waits."""
 
-    def __init__(self, enqueue: Callable[[Key], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """``enqueue`` gets a key that waited, once it may start."""
-        self._enqueue, self._clock = enqueue, clock
+    def __init__(
+        self,
+        enqueue: Callable[[Key], None],
+        is_shared: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nobody waits yet.
+
+        Args:
+            enqueue: Gets a key that waited, once it may start.
+            is_shared: Whether others than this namespace have jobs, too.
+            clock: Seconds.
+        """
+        self._enqueue, self._is_shared, self._clock = enqueue, is_shared, clock
         self._under_way: dict[str, OrderedDict[Key, float]] = {}
         self._waiting: dict[str, OrderedDict[Key, None]] = {}
 
     def admit(self, key: Key) -> bool:
         """Whether it may start now; if not, it is told when it may."""
         under_way = self._under_way.setdefault(key.namespace, OrderedDict())
-        if key not in under_way and len(under_way) >= UNDER_WAY:
+        if key not in under_way and not self._has_room(key.namespace, under_way):
             self._waiting.setdefault(key.namespace, OrderedDict())[key] = None
             return False
         under_way[key] = self._clock()
         return True
+
+    def is_crowded(self) -> bool:
+        """Whether there is a burst: what is not for pods had better wait."""
+        return sum(map(len, self._under_way.values())) > CROWD
 
     def settle(self, key: Key) -> None:
         """Its pods are there, or none of it is under way any more: the next one may start."""
@@ -53,12 +71,14 @@ class Starts:
             self.settle(key)
 
     def _hand_on(self, namespace: str, under_way: OrderedDict[Key, float]) -> None:
-        """The place is kept for the one that is told, until it settles: it may have no more use for it."""
+        """A place is kept for the one that is told, until it settles: it may have no more use for it."""
         waiting = self._waiting.get(namespace)
-        if not waiting:
-            return
-        key, _ = waiting.popitem(last=False)
-        if not waiting:
+        while waiting and self._has_room(namespace, under_way):
+            key, _ = waiting.popitem(last=False)
+            under_way[key] = self._clock()
+            self._enqueue(key)
+        if waiting is not None and not waiting:
             del self._waiting[namespace]
-        under_way[key] = self._clock()
-        self._enqueue(key)
+
+    def _has_room(self, namespace: str, under_way: OrderedDict[Key, float]) -> bool:
+        return len(under_way) < UNDER_WAY or not self._is_shared(namespace)

@@ -11,7 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from finetune_operator.kinds import CLAIM, FINE_TUNE_JOB, JOB, NETWORK_POLICY, POD, RUNTIME, SERVICE, Kind
+from finetune_api.status import Phase
+from finetune_operator.experiment_records import experiment_key
+from finetune_operator.experiment_store import Experiments
+from finetune_operator.kinds import (
+    CLAIM,
+    FINE_TUNE_EXPERIMENT,
+    FINE_TUNE_JOB,
+    JOB,
+    NETWORK_POLICY,
+    POD,
+    RUNTIME,
+    SERVICE,
+    Kind,
+)
+from finetune_operator.names import service_name
 from finetune_operator.observed import PlatformReason, WorkerPhase
 from finetune_operator.pods import Raw
 from finetune_operator.records import (
@@ -31,6 +45,7 @@ from finetune_operator.records import (
 from finetune_operator.schedule import Key
 
 _log = logging.getLogger(__name__)
+_ENDED = (Phase.SUCCEEDED, Phase.FAILED)
 
 
 @dataclass(slots=True)
@@ -44,14 +59,15 @@ class Children:
 
 
 class Store:
-    """All objects by what they are. ``see`` and ``lose`` return the jobs that this is of interest to."""
+    """All objects by what they are. ``see`` and ``lose`` return what this is of interest to: jobs and experiments."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
+        self.experiments = Experiments()
         self.jobs: dict[Key, JobRecord] = {}
         self.children: dict[Key, Children] = {}
         self.runtimes: dict[str, RuntimeRecord] = {}
-        self.services: dict[str, LastingRecord] = {}
-        """By namespace."""
+        self.services: dict[Key, LastingRecord] = {}
+        """By namespace and their own name."""
         self.phases: Counter[tuple[str, str]] = Counter()
         """Jobs by namespace and phase."""
         self._now = now
@@ -66,6 +82,8 @@ class Store:
 
     def _see(self, kind: Kind, raw: Raw) -> list[Key]:
         match kind:
+            case _ if kind is FINE_TUNE_EXPERIMENT:
+                return self.experiments.see(raw)
             case _ if kind is FINE_TUNE_JOB:
                 return self._see_job(raw)
             case _ if kind is JOB:
@@ -88,13 +106,15 @@ class Store:
         if key is None:
             return []
         match kind:
+            case _ if kind is FINE_TUNE_EXPERIMENT:
+                return self.experiments.drop(key, uid)
             case _ if kind is FINE_TUNE_JOB:
                 return self._drop_job(key, uid)
             case _ if kind is RUNTIME:
                 self.runtimes = {name: one for name, one in self.runtimes.items() if one.uid != uid}
                 return []
             case _ if kind is SERVICE:
-                return self._drop_service(key.namespace, uid)
+                return self._drop_service(key, uid)
             case _:
                 return self._drop_child(kind, uid, key)
 
@@ -112,12 +132,14 @@ class Store:
 
     def known(self, kind: Kind) -> Iterator[tuple[str, Key]]:
         """Uid of every object of a kind that is taken to be there, and what ``drop`` wants to know of it."""
-        if kind is FINE_TUNE_JOB:
+        if kind is FINE_TUNE_EXPERIMENT:
+            yield from ((one.uid, key) for key, one in self.experiments.records.items())
+        elif kind is FINE_TUNE_JOB:
             yield from ((job.uid, key) for key, job in self.jobs.items())
         elif kind is RUNTIME:
             yield from ((one.uid, Key("", name)) for name, one in self.runtimes.items())
         elif kind is SERVICE:
-            yield from ((one.uid, Key(namespace, "")) for namespace, one in self.services.items())
+            yield from ((one.uid, key) for key, one in self.services.items())
         else:
             for key, children in self.children.items():
                 yield from ((uid, key) for uid in _uids(kind, children))
@@ -138,11 +160,20 @@ class Store:
         for key in [key for key in self.children if key not in self.jobs]:
             del self.children[key]
 
+    def everything(self) -> Iterator[Key]:
+        """All that is looked at."""
+        yield from list(self.jobs)
+        yield from list(self.experiments.records)
+
     def unfinished(self, namespace: str | None = None) -> Iterator[Key]:
         """Jobs that are not finished (in a namespace, if one is given)."""
         for key, job in list(self.jobs.items()):
             if not job.is_finished and namespace in (None, key.namespace):
                 yield key
+
+    def is_shared(self, namespace: str) -> bool:
+        """Whether others than this namespace have jobs that are not finished."""
+        return any(other != namespace and phase not in _ENDED for other, phase in self.phases)
 
     def _see_job(self, raw: Raw) -> list[Key]:
         key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
@@ -154,8 +185,9 @@ class Store:
         self._count(key, before, job)
         if job.is_finished:
             self.children.pop(key, None)
+        experiments = self.experiments.see_trial(raw, job.document)
         # The status is the operator's own: its write comes back by the watch, often before its answer does.
-        return [] if before is not None and _asks_the_same(before, job) else [key]
+        return experiments if before is not None and _asks_the_same(before, job) else [key, *experiments]
 
     def _drop_job(self, key: Key, uid: str) -> list[Key]:
         job = self.jobs.get(key)
@@ -164,7 +196,7 @@ class Store:
         self._count(key, job, None)
         del self.jobs[key]
         self.children.pop(key, None)
-        return [key]
+        return [key, *self.experiments.drop_trial(key)]
 
     def _count(self, key: Key, before: JobRecord | None, after: JobRecord | None) -> None:
         for job, change in ((before, -1), (after, 1)):
@@ -224,11 +256,11 @@ class Store:
     def _see_lasting(self, kind: Kind, raw: Raw) -> list[Key]:
         after = record_lasting(raw)
         if kind is SERVICE:
-            namespace = raw["metadata"]["namespace"]
-            before = self.services.get(namespace)
+            service = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
+            before = self.services.get(service)
             if before is None or before.version < after.version:
-                self.services[namespace] = after
-            return [] if before is None or before.document == after.document else list(self.unfinished(namespace))
+                self.services[service] = after
+            return [] if before is None or before.document == after.document else self._served_by(service)
         key, children = self._owned(raw)
         if children is None or key is None:
             return []
@@ -238,12 +270,15 @@ class Store:
         children.lasting[kind.name] = after
         return [] if before is None or before.document == after.document else [key]
 
-    def _drop_service(self, namespace: str, uid: str) -> list[Key]:
-        service = self.services.get(namespace)
-        if service is None or service.uid != uid:
+    def _drop_service(self, service: Key, uid: str) -> list[Key]:
+        before = self.services.get(service)
+        if before is None or before.uid != uid:
             return []
-        del self.services[namespace]
-        return list(self.unfinished(namespace))
+        del self.services[service]
+        return self._served_by(service)
+
+    def _served_by(self, service: Key) -> list[Key]:
+        return [key for key in self.unfinished(service.namespace) if service_name(key.name) == service.name]
 
     def _owned(self, raw: Raw) -> tuple[Key | None, Children | None]:
         """The job that an object belongs to, and its children; none are kept of a finished one."""
@@ -262,6 +297,8 @@ def _asks_the_same(before: JobRecord, after: JobRecord) -> bool:
 
 def _identity(kind: Kind, raw: Raw) -> Key | None:
     metadata = raw["metadata"]
+    if kind is FINE_TUNE_EXPERIMENT:
+        return experiment_key(metadata["namespace"], metadata["name"])
     if kind in (FINE_TUNE_JOB, RUNTIME, SERVICE):
         return Key(metadata.get("namespace") or "", metadata["name"])
     return key_of(raw)

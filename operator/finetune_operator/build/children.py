@@ -29,6 +29,6 @@ def build_lasting(resolved: Resolved, progress_readers: tuple[str, ...]) -> tupl
     several = resolved.spec.distributed.workers > 1
     return (
         *([claim] if claim else []),
-        *([build_service(resolved.namespace)] if several else []),
+        *([build_service(resolved.namespace, resolved.name)] if several else []),
         build_network_policy(resolved, progress_readers),
     )

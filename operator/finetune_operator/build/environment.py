@@ -8,13 +8,14 @@ from typing import Any
 
 from finetune_api.execution import SecretKey
 from finetune_api.wiring import Variable
-from finetune_operator.build.mounts import CLAIMS, MODELS, RUN, SCRATCH, SPEC, SPEC_FILE
+from finetune_operator.build.mounts import CLAIMS, MODELS, RUN, SCRATCH, SHARED_CACHE, SPEC, SPEC_FILE
 from finetune_operator.names import ANNOTATION_INDEX, PROGRESS_PORT, RENDEZVOUS_PORT, first_worker_address
 from finetune_operator.resolved import Resolved
 
 TERMINATION_LOG = "/dev/termination-log"
 _CACHE = f"{RUN}/cache"
-"""With the run, so that its workers make ready what they share once, and a restart finds it."""
+"""With the run, so that its workers make ready what they share once, and a restart finds it; of a trial, with the
+experiment, so that the next trial finds it, too."""
 
 
 def build_environment(resolved: Resolved, attempt: int) -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def build_environment(resolved: Resolved, attempt: int) -> list[dict[str, Any]]:
 
 def _conveniences(resolved: Resolved) -> dict[str, str]:
     """What libraries want to know of a read-only machine with nobody's home on it."""
-    hub = MODELS if resolved.runtime.model_cache else f"{_CACHE}/huggingface"
+    hub = MODELS if resolved.runtime.model_cache else f"{_cache(resolved)}/huggingface"
     # A hub that cannot be reached is then said at once, instead of after minutes of trying.
     offline = {} if resolved.runtime.egress == "all" else {"HF_HUB_OFFLINE": "1"}
     return {"HOME": SCRATCH, "HF_HOME": hub, **offline}
@@ -50,9 +51,13 @@ def _wiring(resolved: Resolved, attempt: int) -> dict[str, str]:
         Variable.SCRATCH.value: SCRATCH,
         Variable.TERMINATION_LOG.value: TERMINATION_LOG,
         Variable.PROGRESS_ADDRESS.value: f"0.0.0.0:{PROGRESS_PORT}",
-        Variable.CACHE.value: _CACHE,
+        Variable.CACHE.value: _cache(resolved),
         Variable.VOLUMES.value: CLAIMS,
     }
+
+
+def _cache(resolved: Resolved) -> str:
+    return _CACHE if resolved.cache_claim is None else SHARED_CACHE
 
 
 def _index() -> dict[str, Any]:

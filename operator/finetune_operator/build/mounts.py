@@ -20,6 +20,8 @@ SCRATCH = "/finetune/scratch"
 """The worker's own; it goes with the pod. The home folder as well, for what insists on one."""
 MODELS = "/finetune/models"
 """The runtime's model cache."""
+SHARED_CACHE = "/finetune/cache"
+"""What all trials of an experiment share: data that is ready for the model, and models of a hub."""
 CLAIMS = "/volumes"
 """Claims that sources name, each below its name."""
 
@@ -43,6 +45,11 @@ def build_mounts(resolved: Resolved) -> list[dict[str, Any]]:
     """Where the container has them."""
     volumes, cache = _claim_volumes(resolved), resolved.runtime.model_cache
     models = [] if cache is None else [{"name": volumes[cache], "mountPath": MODELS}]
+    shared = (
+        []
+        if resolved.cache_claim is None
+        else [{"name": volumes[resolved.cache_claim], "mountPath": SHARED_CACHE, "subPath": resolved.cache_folder}]
+    )
     sources = [
         {"name": volumes[claim], "mountPath": f"{CLAIMS}/{claim}", "readOnly": True} for claim in resolved.source_claims
     ]
@@ -52,6 +59,7 @@ def build_mounts(resolved: Resolved) -> list[dict[str, Any]]:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a folder of the container
         {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 - likewise
         {"name": volumes[resolved.run_claim], "mountPath": RUN, "subPath": resolved.run_folder},
+        *shared,
         *models,
         *sources,
     ]

@@ -13,12 +13,13 @@ from finetune_operator.build.placement import build_placement
 from finetune_operator.names import (
     ANNOTATION_SPEC,
     LABEL_COMPONENT,
+    LABEL_SERVICE,
     PROGRESS_PORT,
     PROGRESS_PORT_NAME,
-    SERVICE,
     TRAINER_CONTAINER,
     WORKER,
     attempt_labels,
+    service_name,
 )
 from finetune_operator.quantity import canonical_quantity
 from finetune_operator.resolved import Resolved
@@ -32,9 +33,14 @@ long, because that starts only when the last of its predecessor is gone."""
 
 def build_pod_template(resolved: Resolved, attempt: int) -> dict[str, Any]:
     """The template of an attempt's pods."""
+    service = None if resolved.spec.distributed.workers == 1 else service_name(resolved.name)
     return {
         "metadata": {
-            "labels": {**attempt_labels(resolved.name, resolved.uid, attempt), LABEL_COMPONENT: WORKER},
+            "labels": {
+                **attempt_labels(resolved.name, resolved.uid, attempt),
+                LABEL_COMPONENT: WORKER,
+                **({} if service is None else {LABEL_SERVICE: service}),
+            },
             "annotations": {ANNOTATION_SPEC: resolved.trainer_spec},
         },
         "spec": {
@@ -52,7 +58,7 @@ def build_pod_template(resolved: Resolved, attempt: int) -> dict[str, Any]:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            **({} if resolved.spec.distributed.workers == 1 else {"subdomain": SERVICE}),
+            **({} if service is None else {"subdomain": service}),
             **build_placement(resolved, attempt),
             "containers": [_build_container(resolved, attempt)],
             "volumes": build_volumes(resolved),

@@ -1,8 +1,10 @@
-"""The headless Service of a namespace, which gives the first workers of all its jobs their DNS names.
+"""The headless Service that gives the first workers of some of a namespace's jobs their DNS names.
 
 It belongs to no job, so it is the one object without an owner: it stays until its namespace goes. One for each job
-would cost three requests a job (Service, Endpoints, EndpointSlice), and the API server is what limits scale. The others
-are nobody's address: each of them would be one more entry in the Endpoints, which are written anew with each pod.
+would cost three requests a job (Service, Endpoints, EndpointSlice), and the API server is what limits scale. One for
+all would have its Endpoints written anew, with the addresses of all, for each pod that comes or goes: with 600 jobs
+that took a fifth of the control plane's time. So each serves one in ``names.SERVICES``. The other workers are nobody's
+address.
 """
 
 from typing import Any
@@ -10,23 +12,25 @@ from typing import Any
 from finetune_operator.names import (
     LABEL_COMPONENT,
     LABEL_INDEX,
+    LABEL_SERVICE,
     RENDEZVOUS_PORT,
-    SERVICE,
     WORKER,
     managed_labels,
+    service_name,
 )
 
 
-def build_service(namespace: str) -> dict[str, Any]:
-    """The Service. A worker has a name as soon as its pod has an address: its peers wait for it to become ready."""
+def build_service(namespace: str, job: str) -> dict[str, Any]:
+    """The job's Service. Its worker has a name as soon as its pod has an address: the peers wait until it answers."""
+    name = service_name(job)
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": SERVICE, "namespace": namespace, "labels": managed_labels()},
+        "metadata": {"name": name, "namespace": namespace, "labels": managed_labels()},
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {**managed_labels(), LABEL_COMPONENT: WORKER, LABEL_INDEX: "0"},
+            "selector": {**managed_labels(), LABEL_COMPONENT: WORKER, LABEL_SERVICE: name, LABEL_INDEX: "0"},
             "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "protocol": "TCP"}],
         },
     }

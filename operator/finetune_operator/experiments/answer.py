@@ -11,7 +11,6 @@ from finetune_api.experiment import (
     Variant,
     VariantStatus,
 )
-from finetune_api.job import FineTuneJob
 from finetune_api.metrics import Mode
 from finetune_operator.experiments.standing import Standing
 from finetune_operator.experiments.statistics import compare, conclude, judge, summarize
@@ -61,11 +60,7 @@ def best_trial(table: Sequence[VariantStatus], trials: Sequence[Trial], mode: Mo
     _, _, name = max(known, key=lambda one: one[:2])
     own = [(one, one.value) for one in trials if one.variant.name == name and one.value is not None]
     trial, value = max(own, key=lambda pair: sign * pair[1])
-    return BestTrial(variant=name, trial=trial.name, value=value, model=_model_of(trial.job))
-
-
-def _model_of(job: FineTuneJob | None) -> str | None:
-    return job.status.result.model if job and job.status and job.status.result else None
+    return BestTrial(variant=name, trial=trial.name, value=value, model=trial.row.model if trial.row else None)
 
 
 def counts(trials: Sequence[Trial], total: int) -> TrialCounts:

@@ -22,6 +22,10 @@ class ObservedExperiment:
     """The command that runs it was asked to stop (local machine)."""
     refusal: str | None = None
     """Why it may not run as it is."""
+    obstacle: str | None = None
+    """Why the cluster did not take what was planned just now; that is tried again."""
+    names: frozenset[str] = frozenset()
+    """Names of its trials' jobs of which nothing more is known, for it has finished."""
 
     @property
     def status(self) -> ExperimentStatus:

@@ -15,6 +15,7 @@ from finetune_api.experiment_checks import mode_of
 from finetune_operator.experiments.answer import best_trial, conclusion, counts, variant_table
 from finetune_operator.experiments.course import hopeless, with_next
 from finetune_operator.experiments.observed import ExperimentPlan, ObservedExperiment
+from finetune_operator.experiments.obstacles import obstacles
 from finetune_operator.experiments.scene import Scene, see
 from finetune_operator.experiments.standing import Standing, is_finished, with_standing
 from finetune_operator.experiments.trials import Trial
@@ -31,7 +32,7 @@ def _plan_finished(observed: ObservedExperiment) -> ExperimentPlan:
     spec, status = observed.experiment.spec, observed.status
     spare = spec.promote == "keepBest" and status.phase is ExperimentPhase.SUCCEEDED and status.best is not None
     best = status.best.trial if status.best else ""
-    delete = tuple(name for name in sorted(observed.jobs) if name != best) if spare else ()
+    delete = tuple(name for name in sorted({*observed.jobs, *observed.names}) if name != best) if spare else ()
     if spec.ttl_seconds_after_finished is None or status.completion_time is None:
         return ExperimentPlan(delete=delete)
     left = status.completion_time + timedelta(seconds=spec.ttl_seconds_after_finished) - observed.now
@@ -84,8 +85,9 @@ def _plan_on(scene: Scene) -> ExperimentPlan:
     for one in scene.trials:
         if one.is_active and _is_suspended(one) and one.name not in lost:
             change[one.name] = {"suspend": False}
-    scene, create = with_next(scene)
-    if not create and not any(one.is_active for one in scene.trials):
+    # What is in the way of one trial is in the way of the next.
+    scene, create = (scene, []) if scene.observed.obstacle is not None else with_next(scene)
+    if not create and scene.observed.obstacle is None and not any(one.is_active for one in scene.trials):
         return _plan_end(scene)
     standing = Standing(ExperimentPhase.RUNNING, ExperimentReason.RUNNING, _told(scene, len(create)))
     return ExperimentPlan(tuple(create), change, status=_status(scene, standing))
@@ -126,4 +128,5 @@ def _status(scene: Scene, standing: Standing | None) -> ExperimentStatus:
 def _told(scene: Scene, created: int) -> str:
     ended = sum(one.is_ended for one in scene.trials)
     running = sum(one.is_active for one in scene.trials)
-    return f"{ended} trials have ended, {running} run" if created or running else f"{ended} trials have ended"
+    told = f"{ended} trials have ended, {running} run" if created or running else f"{ended} trials have ended"
+    return "; ".join([told, *obstacles(scene)])

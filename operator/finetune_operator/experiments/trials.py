@@ -81,6 +81,7 @@ def row_of(job: FineTuneJob, variant: str, seed: int, metric: str, *, is_search:
         total_steps=progress.total_steps if progress else 0,
         worker_seconds=seconds,
         gpu_seconds=seconds * (job.spec.distributed.resources.gpus or 0),
+        model=status.result.model if status.result and is_complete else None,
     )
 
 

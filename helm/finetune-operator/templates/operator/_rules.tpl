@@ -5,9 +5,12 @@ It holds no right to secrets: the kubelet reads those that a job names, in the j
 {{- define "finetune-operator.namespaceRules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [finetune.dev]
+  resources: [finetuneexperiments]
   verbs: [list, watch, delete]
 - apiGroups: [finetune.dev]
-  resources: [finetunejobs/status]
+  resources: [finetunejobs/status, finetuneexperiments/status]
   verbs: [update]
 - apiGroups: [batch]
   resources: [jobs]
