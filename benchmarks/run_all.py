@@ -26,6 +26,8 @@ NAMES = (
     "distillation",
     "operator_scale",
     "operator_tenants",
+    "operator_experiments",
+    "pruning",
     "gpu_tokens",
 )
 RESULTS = HERE.parent / "build" / "benchmarks.json"

@@ -115,6 +115,12 @@ class Client:
         async with self.session.put(self.url + path, json=manifest) as answer:
             answer.raise_for_status()
 
+    async def patch(self, path: str, patch: dict[str, Any]) -> None:
+        """Merge patch."""
+        headers = {"Content-Type": "application/merge-patch+json"}
+        async with self.session.patch(self.url + path, json=patch, headers=headers) as answer:
+            answer.raise_for_status()
+
     async def requests(self) -> Counter[str]:
         """Requests that the API server has answered, by verb and kind; watches, leases and reviews are left out."""
         async with self.session.get(f"{self.url}/metrics") as answer:
@@ -132,12 +138,17 @@ class Client:
 
     async def watch_pods(self) -> AsyncGenerator[str, None]:
         """The job of each pod of any namespace (the label finetune.dev/job) as it is created."""
+        async for pod in self.new_pods():
+            yield pod["metadata"]["labels"]["finetune.dev/job"]
+
+    async def new_pods(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The metadata of each pod of a job as it is created."""
         headers = {"Accept": "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"}
         url = f"{self.url}/api/v1/pods?watch=1&labelSelector=finetune.dev/job"
         async with self.session.get(url, headers=headers, read_bufsize=2**20) as answer:
             async for line in answer.content:
                 if line.startswith(b'{"type":"ADDED"'):
-                    yield json.loads(line)["object"]["metadata"]["labels"]["finetune.dev/job"]
+                    yield json.loads(line)["object"]
 
 
 @asynccontextmanager
@@ -174,7 +185,14 @@ class Operator:
 
     def jobs(self, phase: str) -> int:
         """How many jobs are in this phase, as far as it knows."""
-        wanted = f'finetune_operator_jobs{{namespace="{NAMESPACE}",phase="{phase}"}} '
+        return self._in_phase("jobs", phase)
+
+    def experiments(self, phase: str) -> int:
+        """How many experiments are."""
+        return self._in_phase("experiments", phase)
+
+    def _in_phase(self, kind: str, phase: str) -> int:
+        wanted = f'finetune_operator_{kind}{{namespace="{NAMESPACE}",phase="{phase}"}} '
         lines = _fetch(self.metrics_port, "/metrics").splitlines()
         return next((int(float(line.removeprefix(wanted))) for line in lines if line.startswith(wanted)), 0)
 

@@ -125,7 +125,9 @@ OPERATOR = f"system:serviceaccount:{NAMESPACE}:finetune-operator"
 TENANT = "tenant"
 CAN = {
     "operator, status of any job": (OPERATOR, "update finetunejobs --subresource=status -n team-b", True),
-    "operator, spec of a job": (OPERATOR, "update finetunejobs -n team-b", False),
+    "operator, replace a job": (OPERATOR, "update finetunejobs -n team-b", False),
+    "operator, make a trial": (OPERATOR, "create finetunejobs -n team-b", True),
+    "operator, spec of an experiment": (OPERATOR, "patch finetuneexperiments -n team-b", False),
     "operator, make a Job": (OPERATOR, "create jobs.batch -n team-b", True),
     "operator, make a pod": (OPERATOR, "create pods -n team-b", False),
     "operator, read secrets": (OPERATOR, "get secrets -n team-b", False),
@@ -136,6 +138,7 @@ CAN = {
     "tenant, make a job": (TENANT, "create finetunejobs -n team-a", True),
     "tenant, delete a job": (TENANT, "delete finetunejobs -n team-a", True),
     "tenant, say what a job's status is": (TENANT, "update finetunejobs --subresource=status -n team-a", False),
+    "tenant, make an experiment": (TENANT, "create finetuneexperiments -n team-a", True),
     "tenant, a job elsewhere": (TENANT, "create finetunejobs -n team-b", False),
     "tenant, change a runtime": (TENANT, "patch finetuneruntimes", False),
 }
@@ -174,6 +177,7 @@ def test_the_operator_needs_no_other_right(fresh, release, tmp_path, values):
         fresh.kubectl("-n", "team-a", "wait", "ftj", name, "--for=condition=Suspended", "--timeout=30s")
         made = {item["kind"] for item in fresh.get("networkpolicies,services,pvc", "-n", "team-a", "-l", MANAGED)}
         assert made == {"NetworkPolicy", "Service", "PersistentVolumeClaim"}
+        run_an_experiment(fresh)
         assert fresh.get("lease", "finetune-operator", "-n", NAMESPACE)["spec"]["holderIdentity"] == "pod-1"
         assert until(
             lambda: fresh.get("events.events.k8s.io", "-n", "team-a", f"--field-selector=regarding.name={name}")
@@ -182,7 +186,22 @@ def test_the_operator_needs_no_other_right(fresh, release, tmp_path, values):
         assert "orbidden" not in operator.log.read_text()
     finally:
         operator.kill()
-        fresh.kubectl("-n", "team-a", "delete", "quota,finetunejobs", "--all")
+        fresh.kubectl("-n", "team-a", "delete", "quota,finetuneexperiments,finetunejobs", "--all")
+
+
+def run_an_experiment(cluster):
+    """Its trials are made, and suspended with it."""
+    template = job("team-a", "x")["spec"]
+    spec = {"template": template, "variants": [{"name": "a"}, {"name": "b"}], "objective": {"metric": "accuracy"}}
+    metadata = {"name": "schemes", "namespace": "team-a"}
+    cluster.apply({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneExperiment", "metadata": metadata,
+                   "spec": {**spec, "parallelism": 2}})  # fmt: skip
+    trials = ("-n", "team-a", "finetunejobs", "--selector=finetune.dev/experiment=schemes")
+    until(lambda: len(cluster.get(*trials)) == 2, 30, "its trials")
+    patch = '--patch={"spec": {"suspend": true}}'
+    cluster.kubectl("-n", "team-a", "patch", "fte", "schemes", "--type=merge", patch)
+    cluster.kubectl("-n", "team-a", "wait", "fte/schemes", "--for=condition=Suspended", "--timeout=30s")
+    assert all(trial["spec"]["suspend"] for trial in cluster.get(*trials))
 
 
 def as_operator(cluster, folder):
