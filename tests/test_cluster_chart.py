@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from charts import CHART, NAMESPACE, RELEASE, ROOT, VARIANTS, found, helm, rendered
-from cluster import images
+from cluster import builder, images
 from cluster.running import ClusterError, Shape
 from operating import Operator, job, until
+from test_dockerfile import MOST_OPERATOR_BYTES
 
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 MANAGED = "app.kubernetes.io/managed-by=finetune-operator"
@@ -223,6 +224,14 @@ def test_a_release_does_not_take_over_what_is_not_its_own(fresh, release):
     with pytest.raises(ClusterError, match=r"spec\.image"):
         fresh.apply({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneRuntime", "metadata": {"name": "x"},
                      "spec": {}})  # fmt: skip
+
+
+@pytest.mark.node
+def test_the_operators_image_adds_little_to_its_base():
+    name = builder.project_image("operator")
+    added = builder.size_bytes(name) - builder.size_bytes(builder.BASE_IMAGE)
+    print(f"{added / 1e6:.0f} MB")
+    assert added < MOST_OPERATOR_BYTES
 
 
 @pytest.mark.node

@@ -99,7 +99,7 @@ def test_everything_that_is_installed_has_a_version_and_a_hash():
 
 
 def test_the_operators_image_is_small_and_without_torch():
-    """A test on a real node measures the image itself (``test_node_life``)."""
+    """A test on a real node measures the image itself (``test_cluster_chart``)."""
     removed = set(re.search(r"uv pip uninstall ([a-z ]+?) *&&", " ".join(stages()["operator-build"][1]))[1].split())
     names = (installed_with("operator") | installed_with("search")) - removed
     assert names & {"torch", "transformers", "accelerate", "scipy"} == set()

@@ -47,6 +47,13 @@ def export_command(name: str) -> list[str]:
     return _buildah("push", "--quiet", name, f"docker-archive:/dev/stdout:{name}")
 
 
+def size_bytes(name: str) -> float:
+    """Bytes of all layers of the image ``name``, to three digits."""
+    command = _buildah("images", "--format", "{{.Size}}", name)
+    number, unit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit.upper()]
+
+
 def content_digest(checkout: Path) -> str:
     """A digest of all that the Dockerfile sees, which is what .dockerignore lets through, and of how we build."""
     digest = hashlib.sha256(f"{SUITE} {BASE_PACKAGES}".encode())
