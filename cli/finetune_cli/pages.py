@@ -5,18 +5,10 @@ Invariant: all that is not ours is escaped by whoever puts it in; a page has no 
 
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 
+_LOOK = resources.files(__package__).joinpath("look.css").read_text(encoding="utf-8")
 _STYLE = """\
-:root { color-scheme: light dark; --page: #f5f7f9; --card: #fff; --ink: #1c2530; --muted: #5d6b7a; --grid: #e2e7ed;
-  --link: #2563c9; --good: #12805c; --bad: #b34700; --v0: #0072b2; --v1: #c65100; --v2: #007a57; --v3: #b0568c;
-  --v4: #a06a00; --v5: #2b86bd; --v6: #6f6200; --v7: #6b6b6b; }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #11161b; --card: #191f26; --ink: #e8ecf1;
-  --muted: #9aa7b5; --grid: #2e3843; --link: #6ea8ff; --good: #4fd1a1; --bad: #ffa65c; --v0: #5fb4ea; --v1: #ff9a5c;
-  --v2: #41c79f; --v3: #e6a3c8; --v4: #f0b849; --v5: #8fd0f5; --v6: #d3c64a; --v7: #b0b0b0; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 36px 24px; }
 h1 { font-size: 34px; line-height: 1.2; letter-spacing: -.02em; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 21px; letter-spacing: -.01em; margin: 0 0 4px; }
@@ -26,8 +18,6 @@ p { margin: 0; }
 .answer { font-size: 18px; max-width: 75ch; margin: 16px 0 22px; overflow-wrap: anywhere; text-wrap: pretty; }
 nav { margin: 0 0 22px; border-top: 1px solid var(--grid); padding-top: 10px; display: flex; flex-wrap: wrap;
   gap: 4px 18px; }
-a { color: var(--link); text-decoration: none; }
-a:hover { text-decoration: underline; }
 a:focus-visible, .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 section { background: var(--card); border: 1px solid var(--grid); border-radius: 12px; padding: 22px 24px 24px;
   margin: 0 0 20px; }
@@ -71,7 +61,7 @@ def page(title: str, under: str, answer: str, sections: Sequence[str]) -> str:
     parts += [f'<nav aria-label="Parts of this page">{nav}</nav>', *kept]
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     # An icon of its own: browsers ask a server for one otherwise.
-    head = f'{meta}<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'{meta}<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_LOOK}{_STYLE}</style>'
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
 

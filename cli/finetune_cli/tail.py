@@ -1,10 +1,13 @@
-"""Evaluations of history.jsonl as they come.
+"""What history.jsonl tells: evaluations as they come, and the training loss.
 
-Invariant: no step is told twice, though a resumed attempt writes the file anew and trains the last steps again.
+Invariant of ``EvaluationTail``: no step is told twice, though a resumed attempt writes the file anew and trains the
+last steps again.
 """
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,27 @@ class EvaluationTail:
             return []
         self._offset += len(whole) + len(newline)
         return whole.splitlines()
+
+
+def read_losses(path: Path) -> Iterator[tuple[int, float]]:
+    """Each step with its training loss, oldest first; nothing if there is no history yet."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if b'"kind": "step"' in line and (found := _parse_step(line)) is not None:
+                    yield found
+    except FileNotFoundError:
+        return
+
+
+def _parse_step(line: bytes) -> tuple[int, float] | None:
+    """None for a torn line, and for a loss that is no number."""
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        step, loss = int(fields["step"]), float(fields["loss"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (step, loss) if math.isfinite(loss) else None
 
 
 def _parse(line: bytes) -> Evaluation | None:

@@ -44,6 +44,11 @@ class Cluster:
         self._configuration, self.namespace = load(access)
         self._client = ApiClient(self._configuration)
 
+    @property
+    def host(self) -> str:
+        """Where its API server is, without the scheme."""
+        return str(self._configuration.host).partition("://")[2]
+
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Document:
         """An object."""
         return self._json("get", kind, namespace or self.namespace, name)

@@ -200,8 +200,12 @@ def _add(commands: _Commands, name: str, summary: str, description: str) -> argp
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
-    """What kubectl's flags of the same names mean."""
     parser.add_argument("-n", "--namespace", metavar="NAME", help="namespace (default: the context's)")
+    add_cluster(parser)
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Which cluster is meant, as kubectl's flags of the same names say it."""
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: its current one)")
     where = "the kubeconfig (default: $KUBECONFIG, else ~/.kube/config)"
     parser.add_argument("--kubeconfig", metavar="FILE", help=where)

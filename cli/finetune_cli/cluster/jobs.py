@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,7 @@ from finetune_operator.conditions import condition
 from finetune_operator.kinds import FINE_TUNE_JOB
 from finetune_operator.pods import parse_time
 
+Status = TypeVar("Status", bound=BaseModel)
 _DECIDING = {
     Phase.SUSPENDED: ConditionType.SUSPENDED,
     Phase.SUCCEEDED: ConditionType.SUCCEEDED,
@@ -101,7 +102,7 @@ def know(raw: Mapping[str, Any]) -> KnownJob:
     """
     metadata, spec = raw["metadata"], raw.get("spec") or {}
     bare: dict[str, Any] = {name: value for name, value in raw.items() if name != "status"}
-    status = _status(metadata["name"], raw.get("status") or {})
+    status = read_status(metadata["name"], raw.get("status") or {}, JobStatus)
     return KnownJob(
         name=metadata["name"],
         namespace=metadata["namespace"],
@@ -115,11 +116,16 @@ def know(raw: Mapping[str, Any]) -> KnownJob:
     )
 
 
-def _status(name: str, raw: Mapping[str, Any]) -> JobStatus:
+def read_status(name: str, raw: Mapping[str, Any], model: type[Status]) -> Status:
+    """The status of the object ``name``, less what this version does not know.
+
+    Raises:
+        ClusterError: It is not one that this version knows; exit code 65.
+    """
     try:
-        return JobStatus.model_validate_json(json.dumps(without_unknown(raw, JobStatus)), by_name=False)
+        return model.model_validate_json(json.dumps(without_unknown(raw, model)), by_name=False)
     except ValidationError as error:
-        fault = faults_of(error, JobStatus)[0]
+        fault = faults_of(error, model)[0]
         told = f"{name}: its status is of another version of the operator (status.{fault}); bring this one up to date"
         raise ClusterError(ExitCode.BAD_DATA, told) from error
 

@@ -48,7 +48,7 @@ def screen(experiment: FineTuneExperiment, root: Path) -> Iterator[Line]:
     for line in table(variant_rows(status.variants, experiment.spec.objective.metric)):
         yield f"  {line}", "plain"
     yield "", "plain"
-    yield fact("trials", _trials(status))
+    yield fact("trials", trial_counts(status))
     if status.best is not None:
         yield fact("best", f"{status.best.trial} with {words.number(status.best.value)}")
         if status.best.model:
@@ -58,7 +58,8 @@ def screen(experiment: FineTuneExperiment, root: Path) -> Iterator[Line]:
     yield fact("status", _short(root / "status.yaml"))
 
 
-def _trials(status: ExperimentStatus) -> str:
+def trial_counts(status: ExperimentStatus) -> str:
+    """``15 (9 succeeded, 1 failed, 2 running)``."""
     counted = status.trials
     parts = [("succeeded", counted.succeeded), ("pruned", counted.pruned), ("failed", counted.failed)]
     told = ", ".join(f"{count} {name}" for name, count in [*parts, ("running", counted.running)] if count)
