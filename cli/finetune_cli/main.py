@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from finetune_cli.cluster import arguments as arguments_of_cluster
+from finetune_cli.dashboard.arguments import add_dashboard, run_dashboard
 
 _DESCRIPTION = (
     "Fine-tune a model from one FineTuneJob on this machine, or follow it in a cluster (also kubectl finetune)."
@@ -22,6 +23,7 @@ examples:
   finetune render -f job.yaml              what a cluster would be asked to run
   finetune status reviews -n team-a        how a job in a cluster stands
   finetune logs reviews --follow           what its workers print
+  finetune dashboard -n team-a             a page of all jobs and experiments, live
 
 exit codes (sysexits):
   0 done · 2 wrong usage · 64 bad spec · 65 bad data · 66 job, model or data not found · 70 bug
@@ -90,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - a li
             return _render(options)
         case "status":
             return arguments_of_cluster.run_status(options)
+        case "dashboard":
+            return run_dashboard(options)
         case command if command in arguments_of_cluster.COMMANDS:
             return arguments_of_cluster.run_command(options)
         case _:
@@ -128,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments_of_cluster.add_status(commands)
     _add_render(commands)
     arguments_of_cluster.add_compare(commands)
+    add_dashboard(commands)
     arguments_of_cluster.add_others(commands)
     return parser
 

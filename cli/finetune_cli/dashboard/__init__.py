@@ -1,0 +1,1 @@
+"""``finetune dashboard``: one read-only page of jobs and experiments, live."""
