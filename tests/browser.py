@@ -130,7 +130,7 @@ def _addresses(log: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @contextmanager
-def chromium(folder: Path, name: str) -> Iterator[Browser]:
+def chromium(folder: Path, name: str, *switches: str) -> Iterator[Browser]:
     """Within: a browser whose profile is in ``folder``, and whose screenshots begin with ``name``.
 
     Raises:
@@ -142,7 +142,7 @@ def chromium(folder: Path, name: str) -> Iterator[Browser]:
     options.binary_location = browser
     # With a page to begin with, it does not show its own, which is heavy.
     own = f"--window-size={WIDE},{_HEIGHT}", f"--user-data-dir={folder / 'profile'}", "about:blank"
-    for switch in (*SWITCHES, *own):
+    for switch in (*SWITCHES, *switches, *own):
         options.add_argument(switch)
     for capability, value in _LOGS.items():
         options.set_capability(capability, value)
