@@ -43,6 +43,20 @@ VARIANTS = {
     "as it is": {},
     "everything": EVERYTHING,
     "one namespace": {"watchNamespaces": ["team-a"]},
+    "a dashboard": {"dashboard": {"enabled": True}},
+    "a dashboard of two namespaces": {
+        "watchNamespaces": ["team-b", "team-a"],
+        "imagePullSecrets": [{"name": "mirror"}],
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "networkPolicy": {"enabled": True},
+        "dashboard": {
+            "enabled": True,
+            "readers": ["ml-team"],
+            "from": [{"ipBlock": {"cidr": "10.0.0.1/32"}}],
+            "allowedHosts": ["api.example.com"],
+        },
+    },
     "nothing beside the operator": {
         "crds": {"enabled": False},
         "tenantRoles": {"enabled": False},
@@ -87,6 +101,6 @@ def found(objects: list[dict[str, Any]], kind: str, name: str | None = None) -> 
     return one
 
 
-def pod_of(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    """The spec of the operator's pods."""
-    return found(objects, "Deployment")["spec"]["template"]["spec"]
+def pod_of(objects: list[dict[str, Any]], name: str = RELEASE) -> dict[str, Any]:
+    """The spec of the operator's pods, or of another Deployment's."""
+    return found(objects, "Deployment", name)["spec"]["template"]["spec"]
