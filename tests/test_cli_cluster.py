@@ -474,8 +474,8 @@ def test_nobody_answers(finetune, cluster, tmp_path):
 
 
 def test_the_operator_is_not_installed(finetune, monkeypatch):
-    absent = Kind("FineTuneJob", "absent.dev", "v1alpha1", "finetunejobs")
-    for module in (api, jobs, status):
+    absent = Kind("FineTuneJob", "finetune.dev", "absent", "finetunejobs")
+    for module in (jobs, status):
         monkeypatch.setattr(module, "FINE_TUNE_JOB", absent)
     said = "finetune: this cluster knows no FineTuneJobs: the operator is not installed (docs/cluster.md)"
     assert finetune("status") == finetune("status", "a") == (78, [], [said])
