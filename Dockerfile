@@ -29,7 +29,7 @@ RUN uv pip install --require-hashes --only-binary :all: -r pyproject.toml --extr
     && find /opt/venv -type d -name tests -prune -exec rm -r {} +
 COPY . .
 RUN uv pip install --no-deps . \
-    && /opt/venv/bin/python -c "import finetune_operator.serve, optuna; optuna.create_study().ask({})"
+    && /opt/venv/bin/python -c "import finetune_operator.serve, finetune_cli.dashboard.serve, optuna; optuna.create_study().ask({})"
 
 FROM build AS trainer-build
 RUN uv pip install --require-hashes --only-binary :all: -r pyproject.toml --extra trainer --extra wandb

@@ -235,6 +235,25 @@ def test_the_operators_image_adds_little_to_its_base():
 
 
 @pytest.mark.node
+def test_the_dashboard_is_served_through_the_api_server(node_cluster, tmp_path):
+    repository, _, tag = images.import_project_image(node_cluster, "operator").rpartition(":")
+    env = os.environ | {"KUBECONFIG": str(node_cluster.kubeconfig), "HELM_CACHE_HOME": str(tmp_path)}
+    with node_cluster.namespace(labels=RESTRICTED) as namespace:
+        image = {"repository": repository, "tag": tag, "pullPolicy": "Never"}
+        values = {"crds": {"enabled": False}, "image": image, "replicas": 1, "dashboard": {"enabled": True}}
+        helm("install", RELEASE, CHART, "-n", namespace, "--wait", "--timeout=90s", values=values, env=env)
+        proxy = f"/api/v1/namespaces/{namespace}/services/finetune-operator-dashboard:http/proxy"
+        assert node_cluster.kubectl("get", "--raw", f"{proxy}/healthz") == "ok"
+        assert "<title>" in node_cluster.kubectl("get", "--raw", f"{proxy}/")
+        node_cluster.apply(job(namespace, "seen"))
+        asked = f"{proxy}/object?kind=FineTuneJob&namespace={namespace}&name=seen"
+        shown = until(lambda: node_cluster.kubectl("get", "--raw", asked, check=False), 30, "the job is shown")
+        assert '"name": "seen"' in shown
+        helm("uninstall", RELEASE, "-n", namespace, "--wait", "--timeout=60s", env=env)
+        node_cluster.kubectl("delete", "finetuneruntime", "default")
+
+
+@pytest.mark.node
 def test_two_replicas_are_ready_on_a_node_and_one_leads(node_cluster, tmp_path):
     repository, _, tag = images.import_project_image(node_cluster, "operator").rpartition(":")
     env = os.environ | {"KUBECONFIG": str(node_cluster.kubeconfig), "HELM_CACHE_HOME": str(tmp_path)}

@@ -125,18 +125,25 @@ def test_folders_are_compared_with_all_that_was_measured(folders, capsys):
 
 
 def test_a_folder_beside_a_job_of_a_cluster(folders, capsys):
-    assert compare([str(folders / "one"), "other"], as_json=False, read_job=lambda name: job(name, 0.5)) == 0
+    assert (
+        compare(
+            [str(folders / "one"), "other"],
+            as_json=False,
+            read_cluster=lambda name: iter([subject_of(name, job(name, 0.5))]),
+        )
+        == 0
+    )
     assert capsys.readouterr().out.splitlines()[-1].split() == ["20", "0.9", "0.5"]
 
 
 def test_a_folder_without_a_run(folders, capsys):
-    assert compare([str(folders)], as_json=False, read_job=no_cluster) == 66
+    assert compare([str(folders)], as_json=False, read_cluster=no_cluster) == 66
     assert capsys.readouterr().err == f"{folders}: holds no run (no status.yaml)\n"
 
 
 def test_a_damaged_run(folders, capsys):
     (folders / "one/status.yaml").write_text("kind: [")
-    assert compare([str(folders / "one")], as_json=False, read_job=no_cluster) == 65
+    assert compare([str(folders / "one")], as_json=False, read_cluster=no_cluster) == 65
     assert "status.yaml" in capsys.readouterr().err
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from finetune_api.errors import SpecError
-from finetune_api.job import FineTuneJob
 from finetune_api.load import kind_in
 from finetune_api.outcomes import ExitCode
 from finetune_cli.comparison import Subject, rows, subject_of, to_json
@@ -17,25 +16,25 @@ from finetune_cli.printing import say
 from finetune_cli.store import Store, write_atomically
 from finetune_cli.tail import EvaluationTail
 
-ReadJob = Callable[[str], FineTuneJob]
-"""Name → the job of a cluster."""
+ReadCluster = Callable[[str], Iterator[Subject]]
+"""Name → what a cluster has of it."""
 
 
 class Absent(Exception):  # noqa: N818 - what was found
     """A folder that holds no run."""
 
 
-def compare(names: list[str], *, as_json: bool, read_job: ReadJob, html: Path | None = None) -> int:
+def compare(names: list[str], *, as_json: bool, read_cluster: ReadCluster, html: Path | None = None) -> int:
     """Print what is the same and what is not; returns the command's exit code.
 
     Args:
-        names: Folders of runs or of experiments (all of its trials), or jobs of a cluster.
+        names: Folders of runs or of experiments (all of its trials), or jobs or experiments of a cluster.
         as_json: Print JSON instead of a table.
-        read_job: Reads a job of a cluster.
+        read_cluster: Reads a job of a cluster, or an experiment's trials.
         html: Where to write a page with pictures, instead of printing.
     """
     try:
-        subjects = [subject for name in names for subject in _subjects(name, read_job)]
+        subjects = [subject for name in names for subject in _subjects(name, read_cluster)]
     except SpecError as error:
         print(error, file=sys.stderr)
         return ExitCode.BAD_DATA
@@ -67,9 +66,9 @@ def is_folder(name: str) -> bool:
     return "/" in name or Path(name).is_dir()
 
 
-def _subjects(name: str, read_job: ReadJob) -> Iterator[Subject]:
+def _subjects(name: str, read_cluster: ReadCluster) -> Iterator[Subject]:
     if not is_folder(name):
-        yield subject_of(name, read_job(name))
+        yield from read_cluster(name)
         return
     root = Path(name)
     if kind_in(root / "status.yaml") == "FineTuneExperiment":

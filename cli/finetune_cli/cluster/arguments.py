@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from finetune_api.job import FineTuneJob
-    from finetune_cli.cluster.api import Cluster
+    from collections.abc import Iterator
 
-COMMANDS = ("describe", "logs", "suspend", "resume", "compare")
+    from finetune_cli.cluster.api import Cluster
+    from finetune_cli.comparison import Subject
+
+COMMANDS = ("describe", "logs", "suspend", "resume", "compare", "report")
 """Beside ``status``, which shows a folder as well."""
 INTERRUPTED_EXIT_CODE = 130
 USAGE_EXIT_CODE = 2
@@ -17,11 +19,12 @@ USAGE_EXIT_CODE = 2
 _AS_IT_IS = argparse.RawDescriptionHelpFormatter
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 _STATUS = """\
-Show how a job stands: phase, progress, metrics, attempts, and where everything lies.
+Show how a job stands: phase, progress, metrics, attempts, and where everything lies; of an experiment its answer and
+the table of its variants.
 
 Which job: NAME is the folder of a local run if it has a slash (runs/demo, ./demo) or if there is a folder of that name
-here. Else it is a job in a cluster, and so it always is with -n, --watch, --context or --kubeconfig, and as
-kubectl finetune. Without NAME: all jobs of the namespace, as rows.
+here. Else it is a job (or an experiment) in a cluster, and so it always is with -n, --watch, --context or --kubeconfig,
+and as kubectl finetune. Without NAME: all jobs of the namespace, as rows.
 """
 _STATUS_EPILOG = """\
 examples:
@@ -41,7 +44,7 @@ Print what the workers of the newest attempt have printed; of several workers ea
 _COMPARE = """\
 Show runs side by side: the fields of their specs in which they differ, their metrics, and their curves.
 
-NAME is a folder as in finetune status, else a job in a cluster; an experiment's folder stands for all of its trials.
+NAME is a folder as in finetune status, else a job in a cluster; an experiment stands for all of its trials.
 """
 _COMPARE_EPILOG = """\
 examples:
@@ -50,8 +53,11 @@ examples:
   finetune compare runs/full runs/lora --html compared.html
   finetune compare reviews-full reviews-lora -n team-a
 """
-_SUSPEND = "Have a job save, stop and free its resources. finetune resume lets it go on from there."
-_RESUME = "Let a suspended job go on from its newest checkpoint."
+_SUSPEND = "Have a job (or all trials of an experiment) save, stop and free its resources; finetune resume undoes it."
+_RESUME = "Let a suspended job, or an experiment's trials, go on from the newest checkpoint."
+_REPORT = """\
+Write the page of an experiment: its answer, differences and curves drawn, all in numbers. One file that needs no other.
+"""
 
 
 def add_status(commands: _Commands) -> None:
@@ -67,13 +73,15 @@ def add_status(commands: _Commands) -> None:
 
 
 def add_others(commands: _Commands) -> None:
-    """``describe``, ``logs``, ``suspend`` and ``resume``."""
+    """``describe``, ``logs``, ``report``, ``suspend`` and ``resume``."""
     _add(commands, "describe", "tell the story of a job in a cluster", _DESCRIBE)
     logs = _add(commands, "logs", "print the logs of a job in a cluster", _LOGS)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job has finished")
     logs.add_argument("--worker", type=_count, metavar="N", help="this worker only, 0 for the first")
     logs.add_argument("--attempt", type=_positive, metavar="N", help="this attempt only (default: the newest)")
     logs.add_argument("--tail", type=_count, metavar="N", help="only so many of the last lines of each worker")
+    report = _add(commands, "report", "write the page of an experiment in a cluster", _REPORT)
+    report.add_argument("--out", type=Path, metavar="FILE", help="where (default: NAME.html)")
     _add(commands, "suspend", "save and stop a job in a cluster", _SUSPEND)
     _add(commands, "resume", "let a suspended job go on", _RESUME)
 
@@ -108,18 +116,13 @@ def run_status(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace, cluster: "Cluster | None" = None) -> int:
     from finetune_cli.compare import compare
 
-    def read_job(name: str) -> "FineTuneJob":
-        from finetune_api.outcomes import ExitCode
-        from finetune_cli.cluster.errors import ClusterError
-        from finetune_cli.cluster.jobs import read_known_job
+    def read(name: str) -> "Iterator[Subject]":
+        from finetune_cli.cluster.subjects import subjects_of
 
         assert cluster is not None
-        job = read_known_job(cluster, name).job
-        if job is None:
-            raise ClusterError(ExitCode.BAD_DATA, f"{name}: its spec is of another version; bring this one up to date")
-        return job
+        return subjects_of(cluster, name)
 
-    return compare(options.names, as_json=options.json, read_job=read_job, html=options.html)
+    return compare(options.names, as_json=options.json, read_cluster=read, html=options.html)
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -151,13 +154,13 @@ def run_command(options: argparse.Namespace) -> int:
 def _dispatch(cluster: "Cluster", options: argparse.Namespace) -> int:
     match options.command:
         case "status":
-            from finetune_cli.cluster.status import show_job, show_jobs
-
-            if options.name is not None:
-                return show_job(cluster, options.name, watch=options.watch)
-            return show_jobs(cluster, None if options.all_namespaces else cluster.namespace, watch=options.watch)
+            return _status(cluster, options)
         case "compare":
             return _compare(options, cluster)
+        case "report":
+            from finetune_cli.cluster.experiment_status import write_report
+
+            return write_report(cluster, options.name, options.out or Path(f"{options.name}.html"))
         case "describe":
             from finetune_cli.cluster.describe import describe
 
@@ -172,6 +175,14 @@ def _dispatch(cluster: "Cluster", options: argparse.Namespace) -> int:
             from finetune_cli.cluster.suspension import resume, suspend
 
             return (suspend if options.command == "suspend" else resume)(cluster, options.name)
+
+
+def _status(cluster: "Cluster", options: argparse.Namespace) -> int:
+    from finetune_cli.cluster.status import show_jobs, show_one
+
+    if options.name is not None:
+        return show_one(cluster, options.name, watch=options.watch)
+    return show_jobs(cluster, None if options.all_namespaces else cluster.namespace, watch=options.watch)
 
 
 def _is_folder(options: argparse.Namespace) -> bool:

@@ -14,6 +14,8 @@ from finetune_api.status import Phase, ProgressReport, Stage
 from finetune_cli import words
 from finetune_cli.cluster.api import Cluster, Document
 from finetune_cli.cluster.errors import ClusterError
+from finetune_cli.cluster.experiment_status import show_experiment
+from finetune_cli.cluster.experiments import read_known
 from finetune_cli.cluster.jobs import KnownJob, know, read_known_job
 from finetune_cli.cluster.screen import printable, status_lines
 from finetune_cli.cluster.table import Table
@@ -30,13 +32,22 @@ _STAGES = {text: stage for stage, text in words.STAGES.items()}
 _NO_HISTORY = Path(os.devnull)
 
 
-def show_job(cluster: Cluster, name: str, *, watch: bool) -> int:
-    """Print how a job stands; with ``watch``, follow it to its end.
+def show_one(cluster: Cluster, name: str, *, watch: bool) -> int:
+    """Print how a job or an experiment stands; with ``watch``, follow it to its end.
 
     Returns:
-        0; of a job that was watched until it failed, what ``finetune run`` returns for that.
+        0; of one that was watched until it failed, what ``finetune run`` returns for that.
     """
-    known = read_known_job(cluster, name)
+    known = read_known(cluster, name)
+    return (
+        show_job(cluster, known, watch=watch)
+        if isinstance(known, KnownJob)
+        else show_experiment(cluster, known, watch=watch)
+    )
+
+
+def show_job(cluster: Cluster, known: KnownJob, *, watch: bool) -> int:
+    """Likewise, a job."""
     if watch and not known.is_finished:
         known = _watch_job(cluster, known)
     say_lines(tuple(status_lines(known, _now())))

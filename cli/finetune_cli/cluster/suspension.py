@@ -1,6 +1,6 @@
 """``finetune suspend`` and ``finetune resume``: ``spec.suspend``, and what follows from it in words.
 
-Invariant: only the job that was looked at is changed: the patch carries its uid and resourceVersion.
+Invariant: only what was looked at is changed: the patch carries its uid and resourceVersion.
 """
 
 from http import HTTPStatus
@@ -9,32 +9,37 @@ from finetune_api.outcomes import ExitCode
 from finetune_api.status import Phase
 from finetune_cli.cluster.api import Cluster
 from finetune_cli.cluster.errors import ClusterError
-from finetune_cli.cluster.jobs import KnownJob, read_known_job
+from finetune_cli.cluster.experiments import KnownExperiment, read_known
+from finetune_cli.cluster.jobs import KnownJob
 from finetune_cli.printing import say
-from finetune_operator.kinds import FINE_TUNE_JOB
+from finetune_operator.kinds import FINE_TUNE_EXPERIMENT, FINE_TUNE_JOB
 from finetune_operator.status import open_attempt
 
 _TRIES = 8
 """The operator writes the job's status meanwhile, a few times a minute."""
+_TRIALS_LEAVE = "its trials save, then leave and free their resources; finetune resume {} lets them go on"
+_TRIALS_GO_ON = "its trials go on from their newest checkpoints"
 
 
 def suspend(cluster: Cluster, name: str) -> int:
-    """Have the job save, stop and hold no resources."""
+    """Have the job, or the experiment's trials, save, stop and hold no resources."""
     known, changed = _set(cluster, name, suspend=True)
-    say(f"{name}: {'suspended' if changed else 'is suspended already'}; {_when_suspended(known)}")
+    told = _when_suspended(known) if isinstance(known, KnownJob) else _TRIALS_LEAVE.format(name)
+    say(f"{name}: {'suspended' if changed else 'is suspended already'}; {told}")
     return ExitCode.DONE
 
 
 def resume(cluster: Cluster, name: str) -> int:
-    """Have the job go on from its newest checkpoint."""
+    """Have the job, or the experiment's trials, go on from the newest checkpoint."""
     known, changed = _set(cluster, name, suspend=False)
-    say(f"{name}: {'resumed' if changed else 'is not suspended'}; {_when_resumed(known, changed=changed)}")
+    told = _when_resumed(known, changed=changed) if isinstance(known, KnownJob) else _TRIALS_GO_ON
+    say(f"{name}: {'resumed' if changed else 'is not suspended'}; {told}")
     return ExitCode.DONE
 
 
-def _set(cluster: Cluster, name: str, *, suspend: bool) -> tuple[KnownJob, bool]:
-    """The job as it was, and whether it was changed."""
-    known = read_known_job(cluster, name)
+def _set(cluster: Cluster, name: str, *, suspend: bool) -> tuple[KnownJob | KnownExperiment, bool]:
+    """The job or experiment as it was, and whether it was changed."""
+    known = read_known(cluster, name)
     uid = known.uid
     for _ in range(_TRIES):
         if known.uid != uid:
@@ -45,11 +50,12 @@ def _set(cluster: Cluster, name: str, *, suspend: bool) -> tuple[KnownJob, bool]
             return known, False
         try:
             metadata = {"uid": known.uid, "resourceVersion": known.version}
-            cluster.patch(FINE_TUNE_JOB, name, {"metadata": metadata, "spec": {"suspend": suspend}})
+            kind = FINE_TUNE_JOB if isinstance(known, KnownJob) else FINE_TUNE_EXPERIMENT
+            cluster.patch(kind, name, {"metadata": metadata, "spec": {"suspend": suspend}})
         except ClusterError as error:
             if error.status != HTTPStatus.CONFLICT:
                 raise
-            known = read_known_job(cluster, name)
+            known = read_known(cluster, name)
         else:
             return known, True
     raise ClusterError(ExitCode.RETRY, f"{name}: was changed by somebody else at every try; nothing was done")

@@ -15,11 +15,11 @@ from typing import Any
 from finetune_api.outcomes import ExitCode
 from finetune_cli.cluster.api import Cluster, Document
 from finetune_cli.cluster.errors import ClusterError
+from finetune_cli.cluster.experiments import know_experiment
 from finetune_cli.cluster.jobs import know
 from finetune_cli.cluster.screen import what_next
 from finetune_cli.dashboard.board import Board, Entry, Key, Problem
 from finetune_cli.dashboard.details import experiment_detail, job_detail, spec_text
-from finetune_cli.dashboard.known import know_experiment
 from finetune_cli.dashboard.rows import experiment_of, experiment_row, job_row, loss_of, unknown_row
 from finetune_operator.kinds import FINE_TUNE_EXPERIMENT, FINE_TUNE_JOB, Kind
 

@@ -11,10 +11,10 @@ from finetune_api.metrics import watched_metric
 from finetune_api.status import Attempt, Condition, JobStatus
 from finetune_cli import words
 from finetune_cli.cluster.describe import attempt_facts, budget_facts, heading
+from finetune_cli.cluster.experiments import KnownExperiment
 from finetune_cli.cluster.jobs import KnownJob
 from finetune_cli.cluster.screen import headline, printable
 from finetune_cli.dashboard.board import Document
-from finetune_cli.dashboard.known import KnownExperiment
 from finetune_cli.dashboard.rows import experiment_message, wire_time
 from finetune_cli.experiments.screens import trial_counts, variant_rows
 from finetune_cli.store import to_yaml

@@ -12,11 +12,11 @@ from finetune_api.experiment import ExperimentStatus
 from finetune_api.load import kind_in
 from finetune_api.status import JobStatus, Phase
 from finetune_cli.advice import HERE, advise
+from finetune_cli.cluster.experiments import KnownExperiment
 from finetune_cli.cluster.jobs import KnownJob
 from finetune_cli.dashboard.board import Document, Entry, Problem
 from finetune_cli.dashboard.cluster_source import Post
 from finetune_cli.dashboard.details import experiment_detail, job_detail
-from finetune_cli.dashboard.known import KnownExperiment
 from finetune_cli.dashboard.rows import EXPERIMENT, JOB, experiment_row, job_row
 from finetune_cli.dashboard.trail import Trail
 from finetune_cli.experiments.store import ExperimentStore

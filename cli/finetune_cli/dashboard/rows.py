@@ -8,10 +8,10 @@ from finetune_api.experiment import ExperimentStatus
 from finetune_api.experiment_checks import LABEL_EXPERIMENT
 from finetune_api.status import ConditionType, JobStatus, Phase
 from finetune_cli import words
+from finetune_cli.cluster.experiments import KnownExperiment
 from finetune_cli.cluster.jobs import KnownJob
 from finetune_cli.cluster.screen import UNSEEN, headline, printable
 from finetune_cli.dashboard.board import Document
-from finetune_cli.dashboard.known import KnownExperiment
 from finetune_operator.conditions import holds
 from finetune_operator.experiments.standing import answer
 

@@ -40,22 +40,27 @@ def _told(row: TrialStatus) -> str:
 
 
 def screen(experiment: FineTuneExperiment, root: Path) -> Iterator[Line]:
-    """How an experiment stands: the answer, the table, where everything lies."""
+    """How an experiment on this machine stands, and where everything lies."""
     status = experiment.status or ExperimentStatus()
+    yield from summary(status, experiment.spec.objective.metric)
+    yield fact("report", _short(root / "report.html"))
+    yield fact("folders", _short(root / "trials"))
+    yield fact("status", _short(root / "status.yaml"))
+
+
+def summary(status: ExperimentStatus, metric: str) -> Iterator[Line]:
+    """How an experiment stands: the answer, the table of variants, the best trial."""
     style = {ExperimentPhase.SUCCEEDED: "good", ExperimentPhase.FAILED: "bad"}.get(status.phase, "plain")
     yield f"{status.phase.value}: {answer(status)}", style
     yield "", "plain"
-    for line in table(variant_rows(status.variants, experiment.spec.objective.metric)):
+    for line in table(variant_rows(status.variants, metric)):
         yield f"  {line}", "plain"
     yield "", "plain"
     yield fact("trials", trial_counts(status))
     if status.best is not None:
         yield fact("best", f"{status.best.trial} with {words.number(status.best.value)}")
         if status.best.model:
-            yield fact("model", _short(Path(status.best.model)))
-    yield fact("report", _short(root / "report.html"))
-    yield fact("folders", _short(root / "trials"))
-    yield fact("status", _short(root / "status.yaml"))
+            yield fact("model", _short(status.best.model))
 
 
 def trial_counts(status: ExperimentStatus) -> str:
@@ -116,5 +121,7 @@ def table(rows: Iterable[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def _short(place: Path | str) -> str:
+    """Below the present folder if it is there; a place in a cluster (``pvc://…``) as it is."""
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(place)
