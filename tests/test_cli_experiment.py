@@ -99,7 +99,7 @@ def test_its_trials_are_compared(finetune, stored, tmp_path):
 def test_its_page_is_written(finetune, stored, tmp_path):
     world = stored(1000)
     page = tmp_path / "pages/e.html"
-    assert finetune("report", "e", "--out", str(page))[:2] == (0, [f"Report in {page}"])
+    assert finetune("report", "e", "--out", str(page))[:2] == (0, [f"Written to {page}"])
     assert world.condition("Concluded").message in page.read_text()
     assert page.read_text().count("<svg") == 2
     code, _, told = finetune("report", "e", "--out", "/dev/null/page.html")

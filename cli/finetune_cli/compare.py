@@ -12,8 +12,8 @@ from finetune_cli.comparison import Subject, rows, subject_of, to_json
 from finetune_cli.comparison_page import comparison_page
 from finetune_cli.experiments.screens import table
 from finetune_cli.experiments.store import ExperimentStore
-from finetune_cli.printing import say
-from finetune_cli.store import Store, write_atomically
+from finetune_cli.printing import say, write_page
+from finetune_cli.store import Store
 from finetune_cli.tail import EvaluationTail
 
 ReadCluster = Callable[[str], Iterator[Subject]]
@@ -42,22 +42,11 @@ def compare(names: list[str], *, as_json: bool, read_cluster: ReadCluster, html:
         print(error, file=sys.stderr)
         return ExitCode.NOT_FOUND
     if html is not None:
-        return _write(comparison_page(subjects), html)
+        return write_page(comparison_page(subjects), html, "--html")
     if as_json:
         say(json.dumps(to_json(subjects), indent=1))
     else:
         say("\n".join(table(rows(subjects))))
-    return ExitCode.DONE
-
-
-def _write(page: str, path: Path) -> int:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        print(f"--html: {path} cannot be written ({error.strerror}); name another file", file=sys.stderr)
-        return ExitCode.DENIED
-    say(f"Compared in {path}")
     return ExitCode.DONE
 
 

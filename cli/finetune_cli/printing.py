@@ -5,8 +5,11 @@ Lines of a screen have styles, printed in colour where there is a terminal for i
 
 import os
 import sys
+from pathlib import Path
 
+from finetune_api.outcomes import ExitCode
 from finetune_cli.screens import Line
+from finetune_cli.store import write_atomically
 
 _STYLES = {"good": "bold green", "bad": "bold red", "dim": "dim", "plain": ""}
 
@@ -40,3 +43,15 @@ def say_lines(lines: tuple[Line, ...]) -> None:
     console = Console()
     for text, style in lines:
         console.print(Text(text, style=_STYLES[style]), soft_wrap=True)
+
+
+def write_page(page: str, path: Path, option: str) -> int:
+    """Write a page to a file and say so; ``option`` named the file. Returns the command's exit code."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page)
+    except OSError as error:
+        print(f"{option}: {path} cannot be written ({error.strerror}); name another file", file=sys.stderr)
+        return ExitCode.DENIED
+    say(f"Written to {path}")
+    return ExitCode.DONE

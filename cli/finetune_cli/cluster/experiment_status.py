@@ -15,9 +15,8 @@ from finetune_cli.cluster.experiments import KnownExperiment, know_experiment, p
 from finetune_cli.cluster.screen import UNSEEN, printable
 from finetune_cli.experiments.report import report
 from finetune_cli.experiments.screens import news, summary
-from finetune_cli.printing import say, say_lines
+from finetune_cli.printing import say, say_lines, write_page
 from finetune_cli.screens import Line, fact
-from finetune_cli.store import write_atomically
 from finetune_operator.kinds import FINE_TUNE_EXPERIMENT
 
 POLL_SECONDS = 5.0
@@ -48,15 +47,7 @@ def write_report(cluster: Cluster, name: str, path: Path) -> int:
     if not isinstance(known, KnownExperiment):
         told = f"{name} is a job: its report lies in its run's folder; finetune status {name} says where"
         raise ClusterError(ExitCode.BAD_SPEC, told)
-    page = report(parsed(known), read_trials(cluster, known))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page)
-    except OSError as error:
-        print(f"--out: {path} cannot be written ({error.strerror}); name another file", file=sys.stderr)
-        return ExitCode.DENIED
-    say(f"Report in {path}")
-    return ExitCode.DONE
+    return write_page(report(parsed(known), read_trials(cluster, known)), path, "--out")
 
 
 def _lines(known: KnownExperiment) -> Iterator[Line]:
