@@ -22,7 +22,16 @@ from typing import Any
 from finetune_api.status import Result, TerminationMessage
 from measure import Report, arguments, note
 from operator_scale import fine_tune_job, jobs_path
-from scale_cluster import NAMESPACE, Client, Operator, client_of, in_parallel, new_cluster, running_operator
+from scale_cluster import (
+    CONNECTIONS,
+    NAMESPACE,
+    Client,
+    Operator,
+    client_of,
+    in_parallel,
+    new_cluster,
+    running_operator,
+)
 
 TRIALS = 10
 """Of an experiment."""
@@ -68,16 +77,24 @@ def one_worker(name: str) -> dict[str, Any]:
 
 async def end_pods(client: Client) -> None:
     """Have every pod end of itself, with a value that its job's name decides; for ever."""
-    async with contextlib.aclosing(client.new_pods()) as pods:
-        async for pod in pods:
-            name, job = pod["metadata"]["name"], pod["metadata"]["labels"]["finetune.dev/job"]
-            metrics = {"accuracy": random.Random(job).uniform(0.5, 0.9)}
-            result = Result(reason="Completed", model="/finetune/run/model", metrics=metrics)
-            said = TerminationMessage(exit_code=0, step=100, result=result).model_dump_json(
-                by_alias=True, exclude_none=True
-            )
-            annotations = {"simulated.test/runs-for": RUNS_FOR, "simulated.test/message": said}
+    free = asyncio.Semaphore(CONNECTIONS)
+
+    async def end(pod: dict[str, Any]) -> None:
+        name, job = pod["metadata"]["name"], pod["metadata"]["labels"]["finetune.dev/job"]
+        metrics = {"accuracy": random.Random(job).uniform(0.5, 0.9)}
+        result = Result(reason="Completed", model="/finetune/run/model", metrics=metrics)
+        said = TerminationMessage(exit_code=0, step=100, result=result).model_dump_json(
+            by_alias=True, exclude_none=True
+        )
+        annotations = {"simulated.test/runs-for": RUNS_FOR, "simulated.test/message": said}
+        async with free:
             await client.patch(f"{PODS}/{name}", {"metadata": {"annotations": annotations}})
+
+    # A watcher that waits for its own requests is cut off by the API server.
+    async with asyncio.TaskGroup() as group, contextlib.aclosing(client.new_pods()) as pods:
+        async for pod in pods:
+            group.create_task(end(pod))
+    raise RuntimeError("the watch of pods has ended")
 
 
 async def measured(client: Client, operator: Operator, side: str, count: int) -> Cost:
@@ -91,7 +108,7 @@ async def measured(client: Client, operator: Operator, side: str, count: int) ->
     await in_parallel(made)
     while operator.jobs("Succeeded") < count or operator.experiments("Succeeded") * TRIALS < count * (side == SIDES[1]):
         if ending.done():
-            ending.result()
+            ending.result()  # raises why
         await asyncio.sleep(1)
     seconds = time.perf_counter() - began
     cost = Cost(seconds, operator.requests() - requests, operator.cpu_seconds() - cpu, operator.memory_mib("VmHWM"))

@@ -291,7 +291,7 @@ def test_a_job_that_succeeded_kept_all():
 
 def test_a_jobs_series_go_with_it():
     metrics, phases = Metrics(), {("team", "Running"): 2}
-    metrics.watch_phases(lambda: phases)
+    metrics.watch_phases("jobs", "Jobs by phase.", lambda: phases)
     assert value(metrics, "jobs", namespace="team", phase="Running") == 2
     phases.clear()
     assert value(metrics, "jobs", namespace="team", phase="Running") is None
