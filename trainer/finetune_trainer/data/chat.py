@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from finetune_trainer.data.cache import Beat, cached
 from finetune_trainer.data.columns import FIELDS, show
 from finetune_trainer.data.dataset import Encoded
-from finetune_trainer.data.encode import fingerprint, load_encoded
+from finetune_trainer.data.encode import Row, fingerprint, load_encoded, write_targets
 from finetune_trainer.errors import DataError, SpecFault
 from finetune_trainer.task import IGNORED
 
@@ -69,30 +68,16 @@ def encode_answers(
 
 
 def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, origin: Origin, beat: Beat) -> None:
-    lengths: list[int] = []
-    cut: list[bool] = []
-    learned = 0
-    with (folder / "ids.bin").open("wb") as ids_file, (folder / "targets.bin").open("wb") as targets_file:
-        for start in range(0, len(table), _CHUNK):
-            rows = table.slice(start, _CHUNK).to_pylist()
-            rendered = [render(row, tokenizer, lambda i=start + i: origin(i)) for i, row in enumerate(rows)]  # type: ignore[misc]
-            for ids, targets, was_cut in _encode(tokenizer, rendered, max_length):
-                np.array(ids, np.int32).tofile(ids_file)
-                np.array(targets, np.int32).tofile(targets_file)
-                lengths.append(len(ids))
-                cut.append(was_cut)
-                learned += sum(target != IGNORED for target in targets[1:])
-            beat()
-    if not learned:
+    def encoded(start: int) -> list[Row]:
+        rows = table.slice(start, _CHUNK).to_pylist()
+        rendered = [render(row, tokenizer, lambda i=start + i: origin(i)) for i, row in enumerate(rows)]  # type: ignore[misc]
+        return _encode(tokenizer, rendered, max_length)
+
+    if not write_targets(folder, map(encoded, range(0, len(table), _CHUNK)), beat):
         raise DataError(f"spec.data: no answer is left within spec.data.maxLength ({max_length} tokens); raise it")
-    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    np.save(folder / "truncated.npy", np.array(cut, bool))
 
 
-def _encode(
-    tokenizer: Any, rendered: list[tuple[str, Spans]], max_length: int
-) -> list[tuple[list[int], list[int], bool]]:
-    """Ids, targets and whether it was cut, of each text."""
+def _encode(tokenizer: Any, rendered: list[tuple[str, Spans]], max_length: int) -> list[Row]:
     has_template = bool(tokenizer.chat_template)
     encoded = tokenizer(
         [text for text, _ in rendered],
@@ -102,7 +87,7 @@ def _encode(
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    rows: list[tuple[list[int], list[int], bool]] = []
+    rows: list[Row] = []
     for (_, spans), ids, offsets, one in zip(
         rendered, encoded["input_ids"], encoded["offset_mapping"], encoded.encodings, strict=True
     ):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ import pyarrow as pa
 
 from finetune_trainer.data.cache import Beat, cached
 from finetune_trainer.data.dataset import Encoded
+from finetune_trainer.task import IGNORED
 
 _CHUNK = 4096
 _FORMAT = 3
+
+Row = tuple[list[int], list[int], bool]
+"""Token ids of a text, the target of each, and whether the text was cut."""
 
 
 def encode_texts(
@@ -65,6 +69,25 @@ def fingerprint(tokenizer: Any) -> str:
         content = backend.to_str()
     settings = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.model_input_names]
     return hashlib.sha256((content + json.dumps(settings, default=str, sort_keys=True)).encode()).hexdigest()
+
+
+def write_targets(folder: Path, chunks: Iterable[Iterable[Row]], beat: Beat) -> int:
+    """Write an entry of texts whose tokens have targets; returns how many tokens have one."""
+    lengths: list[int] = []
+    cut: list[bool] = []
+    count = 0
+    with (folder / "ids.bin").open("wb") as ids_file, (folder / "targets.bin").open("wb") as targets_file:
+        for rows in chunks:
+            for ids, targets, was_cut in rows:
+                np.array(ids, np.int32).tofile(ids_file)
+                np.array(targets, np.int32).tofile(targets_file)
+                lengths.append(len(ids))
+                cut.append(was_cut)
+                count += sum(target != IGNORED for target in targets)
+            beat()
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    np.save(folder / "truncated.npy", np.array(cut, bool))
+    return count
 
 
 def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, end_id: int | None, beat: Beat) -> None:

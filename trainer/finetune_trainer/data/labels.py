@@ -7,6 +7,7 @@ classes: there it says "none of them". Every message about a label begins with t
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NoReturn, overload
 
 import numpy as np
@@ -23,6 +24,25 @@ IdSets = tuple[Integers, Integers]
 """Classes of each sample: offsets (samples + 1,) and ids, ascending and unique within a sample, both int64."""
 Origin = Callable[[int], str]
 """Index of a sample → where it was read, ``reviews.csv:17``."""
+
+
+@dataclass(frozen=True)
+class IdLists:
+    """Classes of what a sample has several of (objects, words); sample i has ``ids[offsets[i]:offsets[i + 1]]``."""
+
+    offsets: Integers
+    ids: Integers
+    """(M,) of all samples, one after the other."""
+
+    def ids_of(self, row: int) -> Integers:
+        """Classes (m,) of one sample's parts."""
+        return self.ids[int(self.offsets[row]) : int(self.offsets[row + 1])]
+
+    def counts(self, rows: Integers, classes: int) -> Integers:
+        """Parts of each class in these samples: (classes,)."""
+        found = [self.ids_of(row) for row in rows.tolist()]
+        return np.bincount(np.concatenate([*found, np.zeros(0, np.int64)]), minlength=classes)
+
 
 MOST_LABELS = 10_000
 """Classes at most, as in ``spec.data.labels``."""
@@ -82,14 +102,31 @@ def find_labels(
     given) a class that no training sample has.
     """
     names, samples = _several(column, separator) if multi else (_single(column, origin), np.arange(len(column)))
-    labels = given or _found(names, len(column))
-    ids = _encode(names, labels, lambda position: origin(int(samples[position])))
+    labels, ids = find_classes(names, samples, len(column), train, given, origin, _FIELD)
+    return labels, _sets(ids, samples, len(column), len(labels)) if multi else ids
+
+
+def find_classes(
+    names: pa.ChunkedArray,
+    samples: Integers,
+    count: int,
+    train: Integers | None,
+    given: Labels | None,
+    origin: Origin,
+    field: str,
+) -> tuple[Labels, Integers]:
+    """The classes as ``find_labels`` has them, and the id of each name: (m,).
+
+    ``names`` (m,) are of the samples ``samples`` (m,), of which there are ``count``; messages name ``field``.
+    """
+    labels = given or _found(names, count, field)
+    ids = _encode(names, labels, lambda position: origin(int(samples[position])), field)
     if train is not None:
-        in_train = np.zeros(len(column), bool)
+        in_train = np.zeros(count, bool)
         in_train[train] = True
         counts = np.bincount(ids[in_train[samples]], minlength=len(labels))
-        _check_training(labels, counts, given=given is not None)
-    return labels, _sets(ids, samples, len(column), len(labels)) if multi else ids
+        _check_training(labels, counts, field, given=given is not None)
+    return labels, ids
 
 
 def find_numbers(column: pa.ChunkedArray, origin: Origin) -> NDArray[np.float64]:
@@ -139,11 +176,11 @@ def _several(column: pa.ChunkedArray, separator: str) -> tuple[pa.ChunkedArray, 
     return names.filter(named), samples[named.to_numpy()]
 
 
-def _found(names: pa.ChunkedArray, samples: int) -> Labels:
+def _found(names: pa.ChunkedArray, samples: int, field: str) -> Labels:
     distinct: list[str] = pc.unique(names).to_pylist()
     if len(distinct) > MOST_LABELS:
         raise DataError(
-            f"{_FIELD}: has {len(distinct):,} different values in {samples:,} samples, more than {MOST_LABELS:,}"
+            f"{field}: has {len(distinct):,} different values in {samples:,} samples, more than {MOST_LABELS:,}"
             " classes; is it the right column? To predict a number, use task text-regression"
         )
     if all(_WHOLE.fullmatch(name) for name in distinct):
@@ -151,26 +188,26 @@ def _found(names: pa.ChunkedArray, samples: int) -> Labels:
     return tuple(sorted(distinct))
 
 
-def _encode(names: pa.ChunkedArray, labels: Labels, origin: Origin) -> Integers:
+def _encode(names: pa.ChunkedArray, labels: Labels, origin: Origin, field: str) -> Integers:
     ids = pc.index_in(names, value_set=pa.array(labels, pa.string()))
     if ids.null_count:
         outside = pc.index(ids.is_null(), value=True).as_py()
         name = names[outside].as_py()
         hint = f"({listing(labels)}){nearest(name, labels)}"
-        raise DataError(f'{origin(outside)}: {_FIELD}: "{name}" is not in spec.data.labels {hint}')
+        raise DataError(f'{origin(outside)}: {field}: "{name}" is not in spec.data.labels {hint}')
     encoded: Integers = ids.to_numpy().astype(np.int64)
     return encoded
 
 
-def _check_training(labels: Labels, counts: Integers, *, given: bool) -> None:
+def _check_training(labels: Labels, counts: Integers, field: str, *, given: bool) -> None:
     """``counts``: training samples of each class, (classes,)."""
     present = np.flatnonzero(counts)
     if len(present) == 0:
-        raise DataError(f"{_FIELD}: no training sample has any class; is it the right column?")
+        raise DataError(f"{field}: no training sample has any class; is it the right column?")
     if len(present) == 1:
         only = present[0]
         raise DataError(
-            f'{_FIELD}: all {counts[only]:,} labels of the training samples are "{labels[only]}"; there must be two'
+            f'{field}: all {counts[only]:,} labels of the training samples are "{labels[only]}"; there must be two'
             " classes at least: add samples of another, or check that the column is the right one"
         )
     absent = [label for label, count in zip(labels, counts, strict=True) if count == 0]
@@ -178,7 +215,7 @@ def _check_training(labels: Labels, counts: Integers, *, given: bool) -> None:
         log.warning("spec.data.labels: no training sample has %s", listing(absent))
     elif absent:
         raise DataError(
-            f"{_FIELD}: no training sample has {listing(absent)}, yet others have; add training samples of it, remove"
+            f"{field}: no training sample has {listing(absent)}, yet others have; add training samples of it, remove"
             " the others, or list the class in spec.data.labels"
         )
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from finetune_trainer.data.columns import FIELDS, listing, nearest, show
 from finetune_trainer.data.label_values import label_text
+from finetune_trainer.data.labels import IdLists
 from finetune_trainer.errors import DataError
 
 Origin = Callable[[int], str]
@@ -26,25 +27,15 @@ _NUMBERS = 4
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The objects of all images of a source; those of image i are ``offsets[i]:offsets[i + 1]``."""
+class Objects(IdLists):
+    """The objects of all images of a source."""
 
-    offsets: NDArray[np.int64]
     boxes: NDArray[np.float64]
     """(M, 4): left, top, right, bottom in pixels."""
-    ids: NDArray[np.int64]
-    """(M,) classes."""
 
     def of(self, row: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Boxes (m, 4) and classes (m,) of one image."""
-        inside = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
-        return self.boxes[inside], self.ids[inside]
-
-    def counts(self, rows: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-        """Objects of each class in these images: (classes,)."""
-        return sum(
-            (np.bincount(self.of(row)[1], minlength=classes) for row in rows.tolist()), np.zeros(classes, np.int64)
-        )
+        return self.boxes[int(self.offsets[row]) : int(self.offsets[row + 1])], self.ids_of(row)
 
 
 def find_objects(
@@ -70,7 +61,7 @@ def find_objects(
     offsets = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
     labels = given or tuple(sorted(set(names)))
     ids = _ids(names, labels, lambda number: origin(int(np.searchsorted(offsets, number, side="right")) - 1))
-    objects = Objects(offsets, np.array(boxes, np.float64).reshape(-1, 4), ids)
+    objects = Objects(offsets, ids, np.array(boxes, np.float64).reshape(-1, 4))
     if train is not None:
         _check_training(labels, objects.counts(train, len(labels)), given=given is not None)
     return labels, objects
@@ -167,4 +158,4 @@ def fit(objects: Objects, sizes: NDArray[np.int64], origin: Origin) -> Objects:
             f" x {left:g}, y {top:g}, width {right - left:g}, height {bottom - top:g}"
         )
     inside = np.concatenate([objects.boxes[:, :2], np.minimum(objects.boxes[:, 2:], limits)], axis=1)
-    return Objects(objects.offsets, inside, objects.ids)
+    return Objects(objects.offsets, objects.ids, inside)
