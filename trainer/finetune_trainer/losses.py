@@ -16,7 +16,7 @@ from torch.nn import functional as f
 
 from finetune_api.job import Loss
 from finetune_trainer.errors import SpecFault
-from finetune_trainer.task import Objective, Target, Task
+from finetune_trainer.task import IGNORED, Objective, Target, Task
 
 if TYPE_CHECKING:
     from finetune_trainer.data.dataset import Batch
@@ -36,6 +36,22 @@ def cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor | None = No
     """
     weights = None if weights is None else weights.to(logits.device)
     return f.cross_entropy(logits.float(), target, weight=weights, label_smoothing=smoothing, reduction="none")
+
+
+def token_losses(outputs: Any, batch: "Batch") -> Tensor:
+    """Cross-entropy summed over the targets of each sample: (n,). logits: (n, T, C); target: (n, T)."""
+    return summed(cross_entropy, outputs.logits, batch.target)
+
+
+def token_counts(batch: "Batch") -> Tensor:
+    """Targets of each sample: (n,)."""
+    counts: Tensor = (batch.target != IGNORED).sum(dim=1)
+    return counts
+
+
+def summed(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
+    """A loss of each of ``logits`` (n, T, C) and ``target`` (n, T), summed over T: (n,)."""
+    return function(logits.flatten(0, 1), target.flatten()).view(target.shape).sum(dim=1)
 
 
 def focal(logits: Tensor, target: Tensor, *, gamma: float, weights: Tensor | None = None) -> Tensor:
@@ -160,17 +176,15 @@ def chosen_objective(task: Task, loss: Loss | None, classes: Classes | None) -> 
     def losses(outputs: Any, batch: "Batch") -> Tensor:
         return function(outputs.logits, batch.target)
 
-    def token_losses(outputs: Any, batch: "Batch") -> Tensor:
-        logits, wanted = task.judged(outputs, batch, None)
-        found = function(logits.flatten(0, 1), wanted.flatten())
-        return found.view(wanted.shape).sum(dim=1)
+    def of_tokens(outputs: Any, batch: "Batch") -> Tensor:
+        return summed(function, *task.judged(outputs, batch, None))
 
     def weighted(batch: "Batch") -> Tensor:
         assert weights is not None
         return weights.to(batch.target.device)[batch.target]
 
     if task.target == Target.TOKENS:
-        return replace(task.objective, losses=token_losses)
+        return replace(task.objective, losses=of_tokens)
     if weights is None or task.target == Target.CLASSES:
         return replace(task.objective, losses=losses)
     return replace(task.objective, losses=losses, counts=weighted)

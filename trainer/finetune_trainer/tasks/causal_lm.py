@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from finetune_api.job import Columns, JobSpec
 from finetune_trainer.data.dataset import Batch
 from finetune_trainer.examples import Gallery, Shown
+from finetune_trainer.losses import cross_entropy, summed
 from finetune_trainer.materials import answer_material, text_material
 from finetune_trainer.task import IGNORED, Objective, Target, Task
 from finetune_trainer.writing import write_answers
@@ -50,9 +50,7 @@ def roles(columns: Columns) -> dict[str, str]:
 
 def next_token_losses(outputs: Any, batch: Batch) -> Tensor:
     """Cross-entropy summed over each sample's tokens: (n,). logits: (n, T, V); position t predicts t + 1."""
-    predicted, wanted = outputs.logits[:, :-1], batch.target[:, 1:]
-    losses = cross_entropy(predicted.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(wanted.shape).sum(dim=1)
+    return summed(cross_entropy, outputs.logits[:, :-1], batch.target[:, 1:])
 
 
 def next_token_counts(batch: Batch) -> Tensor:
