@@ -156,6 +156,7 @@ ARCHITECTURES = {
     ),
     "rt-detr": Architecture("RTDetrForObjectDetection", "rt_detr", _rt_detr(), pixels(64), (), 93),
     "d-fine": Architecture("DFineForObjectDetection", "d_fine", _d_fine(), pixels(64), (), 103),
+    "bert tagger": Architecture("BertForTokenClassification", "bert", ENCODER | TEXT, texts, ("classifier",), 12),
     "clip": Architecture("CLIPModel", "clip", TOWERS, both, (), 24),
     "blip, matching": Architecture("BlipForImageTextRetrieval", "blip", TOWERS, both, (), 28),
     "blip, captioning": Architecture("BlipForConditionalGeneration", "blip", TOWERS, both, (), 28),

@@ -1,4 +1,4 @@
-"""Real and realistic data without a network: Python's own documentation, reports of chests, handwritten digits."""
+"""Real and realistic data without a network: Python's own documentation and code, reports of chests, digits."""
 
 import ast
 import csv
@@ -52,6 +52,12 @@ def write_digits(folder: Path) -> Path:
     """Scikit-learn's handwritten digits as a folder of images."""
     runpy.run_path(str(EXAMPLES / "make_digits.py"))["main"](folder)
     return folder
+
+
+def write_example(name: str, folder: Path, *arguments: int) -> Path:
+    """What ``examples/make_<name>.py`` writes: its JSON Lines file, beside which its tokenizer lies."""
+    runpy.run_path(str(EXAMPLES / f"make_{name}.py"))["main"](folder, *arguments)
+    return folder / f"{name}.jsonl"
 
 
 def texts_of(path: Path, column: str) -> list[str]:

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +23,12 @@ from finetune_trainer.data.dataset import Encoded, TextPart
 from finetune_trainer.data.order import BatchSize
 from finetune_trainer.data.passes import Share
 from finetune_trainer.distributed import Group, _shard
+from finetune_trainer.entities import scheme_of
 from finetune_trainer.evaluate import Details, Judge
 from finetune_trainer.metrics import choose_metrics
 from finetune_trainer.snapshot import Checkpointer, load_tensors, state_tensors
 from finetune_trainer.tasks import TASKS, Target
+from finetune_trainer.tasks.token_classification import judged
 
 DATA = SimpleNamespace(multi_label=False, columns=Columns())
 
@@ -111,22 +114,32 @@ class Guess(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         logits = self.embedding(input_ids)
-        return SimpleNamespace(logits=logits if self.target == Target.TOKENS else logits.sum(1))
+        return SimpleNamespace(logits=logits.sum(1) if self.target == Target.CLASS else logits)
 
 
 def texts(count: int, target: Target, classes: int) -> TextPart:
     """``count`` texts of 16 tokens each."""
     random = np.random.default_rng(0)
     ids = random.integers(0, 100, 16 * count, np.int32)
-    encoded = Encoded(ids, np.arange(count + 1) * 16, None)
+    tags = random.integers(0, classes, 16 * count, np.int32) if target == Target.TAGS else None
+    encoded = Encoded(ids, np.arange(count + 1) * 16, None, targets=tags)
     targets = torch.from_numpy(random.integers(0, classes, count)) if target == Target.CLASS else None
     return TextPart(np.arange(count), encoded, targets, pad_id=0)
+
+
+TASK_OF = {
+    Target.CLASS: "text-classification",
+    Target.TOKENS: "causal-lm",
+    Target.TAGS: "token-classification",
+}
 
 
 def evaluation_peaks(_rank: int, _world_size: int, target: Target) -> tuple[int, int, int]:
     """Most bytes in use while 1x and 10x the data are evaluated, and the size of 10x the logits."""
     classes, count = (500, 3000) if target == Target.CLASS else (400, 300)
-    task = TASKS["text-classification" if target == Target.CLASS else "causal-lm"](SimpleNamespace(data=DATA))
+    task = TASKS[TASK_OF[target]](SimpleNamespace(data=DATA))
+    if target == Target.TAGS:
+        task = replace(task, judged=partial(judged, scheme_of([f"B-{number}" for number in range(classes)])))
     judge = Judge(
         task=task,
         metrics=choose_metrics(task, None),
@@ -146,7 +159,7 @@ def evaluation_peaks(_rank: int, _world_size: int, target: Target) -> tuple[int,
 
     evaluate(parts[0], lambda _percent: None)  # imports, and what is made once
     peaks = [most_in_use(partial(evaluate, part)) for part in parts]
-    outputs = 10 * count * classes * 4 * (16 if target == Target.TOKENS else 1)
+    outputs = 10 * count * classes * 4 * (1 if target == Target.CLASS else 16)
     return peaks[0], peaks[1], outputs
 
 

@@ -9,6 +9,8 @@ import resampling
 from finetune_api.intervals import Interval, Intervals
 from finetune_trainer.bootstrap import LEAST_RESAMPLES, MOST_BYTES, Cells, Family, Resamples, poisson_weights
 from finetune_trainer.box_metrics import BoxPrecision
+from finetune_trainer.data.dataset import map_tensors
+from finetune_trainer.entities import entity_counts, scheme_of
 from finetune_trainer.families import families, loss_family
 from finetune_trainer.metrics import METRICS
 from finetune_trainer.task import IGNORED, Target
@@ -58,11 +60,24 @@ def tokens(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(count, 9, 11, generator=random), target
 
 
+LABELS = ("O", "B-A", "I-A", "B-B")
+
+
+def tags(count: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Tags and entities that are found, and the tags that are right."""
+    random = torch.Generator().manual_seed(count)
+    target, found = torch.randint(4, (2, count, 9), generator=random)
+    found = torch.where(torch.rand(count, 9, generator=random) < 0.7, target, found)
+    target[torch.rand(count, 9, generator=random) < 0.3] = IGNORED
+    return {"tags": found, "entities": entity_counts(scheme_of(LABELS), found, target)}, target
+
+
 KINDS = {
     Target.CLASS: (classified, 4),
     Target.CLASSES: (any_of, 4),
     Target.NUMBER: (numbers, 1),
     Target.TOKENS: (tokens, 11),
+    Target.TAGS: (tags, 4),
 }
 
 
@@ -78,12 +93,14 @@ def test_sums_of_the_samples_as_they_are_make_the_metric(target, count):
     for family in families(target, classes):
         resamples = Resamples(family, Intervals(resamples=1))
         for rows in np.array_split(np.arange(count), min(count, 7)):
-            resamples.update(predictions[rows], wanted[rows], rows)
+            resamples.update(map_tensors(lambda value, rows=rows: value[rows], predictions), wanted[rows], rows)
         found |= {name: value(resamples.sums)[-1].item() for name, value in family.values.items()}
     for name in found:
         metric = METRICS[name].build(target, classes)
-        metric.update(*_arguments(target, name, predictions, wanted))
-        expected[name] = pytest.approx(float(metric.compute()), abs=0.05 if name == "auroc" else 1e-5, rel=1e-5)
+        metric.update(*(METRICS[name].arguments or _arguments)(target, name, predictions, wanted))
+        value = metric.compute()
+        value = value[name] if isinstance(value, dict) else value
+        expected[name] = pytest.approx(float(value), abs=0.05 if name == "auroc" else 1e-5, rel=1e-5)
     if count == 1 and target == Target.NUMBER:
         del found["r2"], expected["r2"]  # not defined
     assert found == expected
@@ -114,6 +131,7 @@ DRAWN = {
     "any of the classes": (families(Target.CLASSES, 4)[0], any_of(300)),
     "numbers": (families(Target.NUMBER, 1)[0], numbers(300)),
     "tokens": (families(Target.TOKENS, 11)[0], tokens(100)),
+    "tags": (families(Target.TAGS, 4)[0], tags(100)),
 }
 
 

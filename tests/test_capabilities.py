@@ -7,8 +7,8 @@ Tasks that see and answer have such tests of their own: ``test_detection``, ``te
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, GPT2Tokenizer, RobertaTokenizer
+from transformers import AutoConfig, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
 import documents
 import tiny
 from finetune_api import parse_job
+from finetune_trainer.entities import entity_counts, entity_scores, scheme_of
 from finetune_trainer.metrics import Scores, choose_metrics
 from finetune_trainer.run import prepare
 from whole import whole_run
@@ -40,6 +41,7 @@ class Data:
     documentation: Path
     reports: Path
     digits: Path
+    names: Path
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ def seeing(architecture: str, fields: dict[str, Any], processor: str, size: int,
     save(architecture, dict(fields), getattr(transformers, processor)(size=shape), folder)
 
 
+def tagger(data: Data, folder: Path) -> None:
+    """BERT without its head, and a tokenizer of Python's code."""
+    tokenizer = AutoTokenizer.from_pretrained(data.names.parent / "tokenizer")
+    save("BertModel", {"model_type": "bert", **ENCODER, **TEXT, "vocab_size": len(tokenizer)}, tokenizer, folder)
+
+
 def than_the_most_frequent_class(metrics: dict[str, float], material: Any) -> None:
     part = material.parts["test"]
     counts = Counter(part.targets[part.rows].tolist())
@@ -116,6 +124,29 @@ def tokens_of(part: Any) -> Any:
     """All tokens of a part, flat."""
     ends = part.encoded.offsets
     return np.concatenate([part.encoded.ids[ends[row] : ends[row + 1]] for row in part.rows.tolist()])
+
+
+def than_each_word_s_usual_tag(metrics: dict[str, float], material: Any) -> None:
+    """A guess that knows for every word the tag that it has most often in training, O if it is new."""
+    rows = {name: list(words_of(material.prepared.slices[name])) for name in ("train", "test")}
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for word, tag in (pair for row in rows["train"] for pair in row):
+        counts[word][tag] += 1
+    usual = {word: found.most_common(1)[0][0] for word, found in counts.items()}
+    labels, sums = material.prepared.labels, torch.zeros(3, dtype=torch.float64)
+    for row in rows["test"]:
+        both = [(labels.index(usual.get(word, "O")), labels.index(tag)) for word, tag in row]
+        sums += entity_counts(scheme_of(labels), *torch.tensor([both]).unbind(2)).sum(0)
+    guess = entity_scores(sums)["entityF1"].item()
+    print(f"entity F1 {metrics['entityF1']:.3f}, each word's usual tag {guess:.3f}")
+    assert metrics["entityF1"] > guess + 0.2
+
+
+def words_of(piece: Any) -> Iterator[list[tuple[str, str]]]:
+    """Of every sample the words with their tags."""
+    table = piece.samples.table
+    for row in piece.rows.tolist():
+        yield list(zip(table["tokens"][row].as_py(), table["tags"][row].as_py(), strict=True))
 
 
 CLASSES = {"task": "text-classification", "strategy": {"learningRate": {"value": 3e-3}}}
@@ -147,6 +178,12 @@ ROWS = {
         },
         than_how_often_each_token_comes,
     ),
+    "BERT, tags of words": Row(
+        tagger,
+        "names",
+        {"task": "token-classification", "strategy": {"learningRate": {"value": 3e-3}}},
+        than_each_word_s_usual_tag,
+    ),
     "ResNet, classification": Row(
         partial(seeing, "ResNetModel", {"model_type": "resnet", **STAGES}, "ConvNextImageProcessor", 16),
         "digits",
@@ -175,6 +212,7 @@ def data(tmp_path_factory):
         documents.write_documentation(folder / "documentation.jsonl"),
         documents.write_reports(folder / "reports", 400),
         documents.write_digits(folder / "digits"),
+        documents.write_example("names", folder / "names"),
     )
 
 

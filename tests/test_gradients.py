@@ -35,6 +35,7 @@ KINDS = {
     "answers": ("answers", {"batchSize": 6}),
     "object-detection": ("object-detection", {"batchSize": 6}),
     "image-captioning": ("image-captioning", {"batchSize": 6}),
+    "token-classification": ("token-classification", {"batchSize": 6}),
 }
 """13 samples, 6 a batch: the third batch has 1 sample for 4 parts, so that three of them are stand-ins."""
 

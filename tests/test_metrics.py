@@ -1,6 +1,8 @@
 """Metrics against scikit-learn, taken in batch by batch; and evaluation's memory, which does not grow with the data."""
 
 import warnings
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +13,12 @@ from sklearn import metrics as reference
 import ranks
 from finetune_api.job import Columns
 from finetune_trainer.data.dataset import Batch
+from finetune_trainer.entities import entity_counts, entity_scores, scheme_of
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.metrics import METRICS, Scores, check_metric, choose_metrics, summary
 from finetune_trainer.streamed import Auroc, log_odds
 from finetune_trainer.tasks import IGNORED, TASKS, Target, Task
+from finetune_trainer.tasks.token_classification import judged
 
 CPU = torch.device("cpu")
 
@@ -42,6 +46,7 @@ def task(name: str, spec=Spec) -> Task:
 
 ONE, MANY = task("text-classification"), task("text-classification", MultiLabel)
 NUMBER, TOKENS, IMAGE = task("text-regression"), task("causal-lm"), task("image-classification")
+TAGS = task("token-classification")
 
 
 def stream(wanted: Task, classes: int, logits: torch.Tensor, target: torch.Tensor, names=None) -> dict[str, float]:
@@ -168,6 +173,23 @@ def test_tokens():
     }
 
 
+def test_tags():
+    """Of words; what begins none counts nowhere."""
+    labels = ("O", "B-A", "I-A", "B-B")
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(300, 9, len(labels), generator=random)
+    target = (logits + torch.randn(300, 9, len(labels), generator=random)).argmax(-1)
+    target[torch.rand(300, 9, generator=random) < 0.3] = IGNORED
+    keep = target != IGNORED
+    counts = entity_counts(scheme_of(labels), logits.argmax(-1), target).double().sum(0)
+    wanted = replace(TAGS, judged=partial(judged, scheme_of(labels)))
+    assert stream(wanted, len(labels), logits, target) == {
+        "loss": pytest.approx(torch.nn.functional.cross_entropy(logits.double()[keep], target[keep]).item(), rel=1e-5),
+        "tokenAccuracy": pytest.approx(reference.accuracy_score(target[keep], logits[keep].argmax(-1)), abs=1e-6),
+        **{name: pytest.approx(value.item()) for name, value in entity_scores(counts).items()},
+    }
+
+
 SPARSE = {
     "a class without samples is left out": (
         ONE,
@@ -248,7 +270,7 @@ def test_summary():
     assert summary({"loss": 0.123456, "f1": 1.0}) == "loss=0.1235 f1=1"
 
 
-@pytest.mark.parametrize("target", [Target.CLASS, Target.TOKENS], ids=str)
+@pytest.mark.parametrize("target", [Target.CLASS, Target.TOKENS, Target.TAGS], ids=str)
 def test_memory_of_an_evaluation_does_not_grow_with_the_data(group, target):
     """What 10x the data takes more is the samples' order; logits that were kept would take 65 times that."""
     small, large, logits = group.run(ranks.evaluation_peaks, 1, target)[0]

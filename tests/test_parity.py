@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
@@ -66,6 +67,20 @@ def tokens(material: Material, path: Path, order: list[int]) -> tuple[list[dict[
     return rows, DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
 
+def words(material: Material, path: Path, order: list[int]) -> tuple[list[dict[str, Any]], Any]:
+    """As transformers' own example of token classification aligns tags with tokens."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    tokenizer, labels = material.companion, material.prepared.labels
+    rows = []
+    for row in order:
+        encoded = tokenizer(lines[row]["tokens"], is_split_into_words=True, truncation=True, max_length=64)
+        places = encoded.word_ids()
+        firsts = [at for at, place in enumerate(places) if place is not None and place not in places[:at]]
+        wanted = {at: labels.index(lines[row]["tags"][places[at]]) for at in firsts}
+        rows.append({**encoded, "labels": [wanted.get(at, -100) for at in range(len(places))]})
+    return rows, DataCollatorForTokenClassification(tokenizer)
+
+
 def images(material: Material, path: Path, order: list[int]) -> tuple[list[dict[str, Any]], Any]:
     files = sorted(path.glob("*/*.png"))
     processor = material.companion
@@ -83,6 +98,7 @@ KINDS = {
     "text-classification": (texts, "linear"),
     "causal-lm": (tokens, "cosine"),
     "image-classification": (images, "linear"),
+    "token-classification": (words, "linear"),
 }
 
 

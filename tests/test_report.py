@@ -468,6 +468,7 @@ TASKS = {
     "text-regression": ("text-classification", {}),
     "causal-lm": ("text-generation", {}),
     "image-classification": ("image-classification", {}),
+    "token-classification": ("token-classification", {}),
     "multi-label": ("text-classification", {"data": {"source": "hf://owner/data", "multiLabel": True}}),
     "pairs": ("text-classification", {"data": {"source": "hf://owner/data", "columns": {"textPair": "second"}}}),
 }

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 
+import tiny
 from finetune_api.job import TaskName
 from finetune_api.support import OPTIONS, is_taken
 
@@ -24,3 +25,22 @@ def test_every_option_goes_with_a_task(asked):
 
 def test_an_option_that_a_task_lacks_is_refused():
     assert not is_taken("causal-lm", ROWS["mixup, CutMix"])
+
+
+PROMISED = [
+    (task, name)
+    for task in ("token-classification",)
+    for name, asked in ROWS.items()
+    if is_taken(task, asked) and "distributed" not in asked
+]
+"""Of the tasks that no other test goes through by rows; several processes have theirs in ``test_gradients``."""
+
+
+@pytest.mark.parametrize(("task", "name"), PROMISED, ids=map(": ".join, PROMISED))
+def test_what_the_page_promises_is_trained(tmp_path, task, name):
+    few = {"training": {"maxSteps": 2}, "evaluation": {"every": {"steps": 1}}}
+    asked = tiny.merged(few, ROWS[name])
+    if "tokensPerBatch" in asked["training"]:
+        asked["training"]["batchSize"] = None
+    tiny.trained(tiny.process_of(tiny.job(tmp_path, task, asked), tmp_path / "run"))
+    assert len(tiny.steps_of(tmp_path / "run")) == 2

@@ -75,6 +75,7 @@ BLIP = {
     "projection_dim": 8,
 }
 SIZES = ((16, 16), (32, 16))
+TAGS = ("O", "B-A", "I-A", "B-B")
 
 TASKS: dict[str, dict[str, Any]] = {
     "text-classification": {"task": "text-classification", "model": BERT},
@@ -89,6 +90,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "object-detection": {"task": "object-detection", "model": YOLOS},
     "image-captioning": {"task": "image-captioning", "model": BLIP},
+    "token-classification": {"task": "token-classification", "model": BERT},
 }
 """Every task, and one of its variants."""
 
@@ -99,14 +101,16 @@ def sentence(chosen: random.Random) -> str:
 
 
 def write_texts(path: Path, count: int, *, multi_label: bool = False, number: bool = False) -> Path:
-    """A JSON Lines file of samples with ``text``, ``other`` and ``label``, always the same."""
+    """A JSON Lines file of ``text``, its ``tokens`` and their ``tags``, ``other`` and ``label``, always the same."""
     chosen = random.Random(0)
     lines = []
     for index in range(count):
         label: Any = round(chosen.uniform(-1, 1), 3) if number else "abc"[index % 3]
         if multi_label:
             label = [name for name in "abc" if chosen.random() < 0.5] or ["a"]
-        lines.append(json.dumps({"text": sentence(chosen), "other": sentence(chosen), "label": label}))
+        sample = {"text": sentence(chosen), "other": sentence(chosen), "label": label}
+        words = sample["text"].split()
+        lines.append(json.dumps(sample | {"tokens": words, "tags": [TAGS[len(word) % 4] for word in words]}))
     path.write_text("\n".join(lines))
     return path
 

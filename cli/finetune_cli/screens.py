@@ -23,6 +23,7 @@ _PIPELINES: dict[TaskName, str] = {
     "object-detection": 'pipeline("object-detection", model={model!r})',
     "image-captioning": "AutoModelForImageTextToText.from_pretrained({model!r})",
     "image-text-matching": "AutoModel.from_pretrained({model!r})  # a BLIP by BlipForImageTextRetrieval",
+    "token-classification": 'pipeline("token-classification", model={model!r}, aggregation_strategy="first")',
 }
 
 

@@ -70,6 +70,11 @@ class Columns(ApiModel):
     """For causal-lm instead of `text`: what `completion` answers. It is read and not learned."""
     completion: Word | None = None
     """The answer to `prompt`."""
+    tokens: Word = "tokens"
+    """For token-classification: the words of a text, a list. In CSV as JSON."""
+    tags: Word = "tags"
+    """For token-classification: the tag of each word, a list as long as `tokens`: `O`, `B-PER`, `I-PER` (IOB2) or any
+    other names; or numbers, the places of tags in `labels` from 0. In CSV as JSON."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         requires("prompt", "completion"),
@@ -115,8 +120,8 @@ class DataSpec(ApiModel):
     columns: Columns = Columns()
     """Names of the columns."""
     labels: Annotated[tuple[Word, ...], Field(min_length=1, max_length=10_000), Unique(ordered=True)] | None = None
-    """The classes, in the order of their ids. Unset: those in all of `source`, sorted (whole numbers by value); a class
-    that no training sample has is then an error."""
+    """The classes (or tags of words), in the order of their ids. Unset: those in all of `source`, sorted (whole numbers
+    by value); a class that no training sample has is then an error."""
     multi_label: bool = False
     """A sample may have any number of classes: the label is a list, or a string divided by `labelSeparator`."""
     label_separator: Annotated[str, Field(min_length=1, max_length=8)] = "|"

@@ -114,6 +114,7 @@ TaskName = Literal[
     "image-text-matching",
     "object-detection",
     "image-captioning",
+    "token-classification",
 ]
 
 

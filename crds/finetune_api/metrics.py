@@ -40,6 +40,11 @@ _TOKENS: dict[str, Mode] = {
     "tokenAccuracy": "max",
     **dict.fromkeys(_TEXTS, "max"),
 }
+_TAGS: dict[str, Mode] = {
+    "loss": "min",
+    "tokenAccuracy": "max",
+    **dict.fromkeys(("entityF1", "entityPrecision", "entityRecall"), "max"),
+}
 _BOXES: dict[str, Mode] = {"loss": "min", "map": "max", "map50": "max"}
 _RECALLS = tuple(f"{side}At{k}" for side in ("recall", "textRecall", "imageRecall") for k in (1, 5, 10))
 _PAIRS: dict[str, Mode] = {"loss": "min", "accuracy": "max", **dict.fromkeys(_RECALLS, "max")}
@@ -53,6 +58,9 @@ TASK_METRICS: Mapping[str, TaskMetrics] = {
     "object-detection": TaskMetrics(_BOXES, ("map", "map50"), "map"),
     "image-captioning": _LANGUAGE,
     "image-text-matching": TaskMetrics(_PAIRS, _RECALLS, "recallAt1"),
+    "token-classification": TaskMetrics(
+        _TAGS, ("entityF1", "entityPrecision", "entityRecall", "tokenAccuracy"), "entityF1"
+    ),
 }
 """By `spec.task`."""
 

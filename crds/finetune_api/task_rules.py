@@ -4,7 +4,6 @@ from finetune_api.base import Rule
 
 IMAGE_TASKS = ("image-classification", "object-detection", "image-captioning", "image-text-matching")
 """Tasks whose batches are counted in images."""
-_ONE_CLASS_TASKS = ("object-detection", "token-classification")
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -19,8 +18,8 @@ TASK_RULES = (
         field="training.tokensPerBatch",
     ),
     Rule(
-        cel=f"!has(self.data.labels) || size(self.data.labels) > 1 || self.task in {_listed(_ONE_CLASS_TASKS)}",
-        check=lambda spec: spec.data.labels is None or len(spec.data.labels) > 1 or spec.task in _ONE_CLASS_TASKS,
+        cel="!has(self.data.labels) || size(self.data.labels) > 1 || self.task == 'object-detection'",
+        check=lambda spec: spec.data.labels is None or len(spec.data.labels) > 1 or spec.task == "object-detection",
         message="must name two classes at least",
         field="data.labels",
     ),

@@ -17,7 +17,7 @@ from finetune_trainer.distributed import Group
 from finetune_trainer.errors import Preempted
 from finetune_trainer.metrics import Scores
 from finetune_trainer.strategies import set_training
-from finetune_trainer.task import Target, Task
+from finetune_trainer.task import IGNORED, Target, Task
 
 if TYPE_CHECKING:
     from finetune_trainer.families import Bootstrap
@@ -136,7 +136,7 @@ class Details:
 
     def update(self, predictions: Any, batch: Batch, losses: Tensor, counts: Tensor) -> None:
         """Take in one batch: predictions as ``Task.judged`` has them, losses and counts as the objective has them."""
-        predicted = self._predicted(predictions, len(batch.indices))
+        predicted = self._predicted(predictions, batch)
         if self.task.target == Target.CLASS:
             np.add.at(self.confusion, (batch.target.cpu().numpy(), np.array(predicted)), 1)
         elif self.task.target == Target.NUMBER:
@@ -153,14 +153,17 @@ class Details:
         ):
             self._keep((loss, index, prediction))
 
-    def _predicted(self, predictions: Any, count: int) -> list[Any]:
+    def _predicted(self, predictions: Any, batch: Batch) -> list[Any]:
         if self.task.target == Target.CLASS:
             return list(predictions.argmax(-1).tolist())
         if self.task.target == Target.CLASSES:
             return [row.nonzero().flatten().tolist() for row in predictions > 0]
         if self.task.target == Target.NUMBER:
             return list(predictions.squeeze(-1).float().tolist())
-        return [None] * count
+        if self.task.target == Target.TAGS:
+            found = zip(predictions["tags"], batch.target != IGNORED, strict=True)
+            return [tags[kept].tolist() for tags, kept in found]
+        return [None] * len(batch.indices)
 
     def _keep(self, item: tuple[float, int, Any]) -> None:
         if len(self.worst) < WORST:

@@ -15,6 +15,7 @@ from finetune_trainer.bootstrap import Cells, Family, Resamples
 from finetune_trainer.box_resamples import BoxResamples
 from finetune_trainer.data.order import Indices
 from finetune_trainer.distributed import Group
+from finetune_trainer.entities import ENTITY_SCORES, entity_scores
 from finetune_trainer.retrieval import DEPTHS, Queries
 from finetune_trainer.streamed import auroc_area, auroc_cells
 from finetune_trainer.task import IGNORED, Target
@@ -32,7 +33,8 @@ def families(target: Target, classes: int) -> tuple[Family, ...]:
         return _one_of(classes), _area(classes, exclusive=True)
     if target == Target.CLASSES:
         return _any_of(classes), _area(classes, exclusive=False)
-    return {Target.NUMBER: (_NUMBERS,), Target.TOKENS: (_TOKENS,), Target.PAIRS: (_PAIRS,)}.get(target, ())
+    known = {Target.NUMBER: _NUMBERS, Target.TOKENS: _TOKENS, Target.TAGS: _TAGS, Target.PAIRS: _PAIRS}
+    return (known[target],) if target in known else ()
 
 
 def loss_family() -> Family:
@@ -127,7 +129,7 @@ def _area(classes: int, *, exclusive: bool) -> Family:
     return Family(2 * classes * bins, add, {"auroc": value}, most=1.0)
 
 
-# ── numbers and tokens ───────────────────────────────────────────────────────────────────────────────────────────
+# ── numbers, tokens and tags ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _add_numbers(found: Tensor, target: Tensor) -> Cells:
@@ -150,12 +152,27 @@ _NUMBERS = Family(
 )
 
 
-def _add_tokens(logits: Tensor, target: Tensor) -> Cells:
+def _right(guess: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sample the tokens that are right, and all that have a target: (n,) each."""
     kept = target != IGNORED
-    return _columns(((logits.argmax(-1) == target) & kept).sum(1), kept.sum(1))
+    return ((guess == target) & kept).sum(1), kept.sum(1)
 
 
-_TOKENS = Family(2, _add_tokens, {"tokenAccuracy": lambda sums: sums[0] / sums[1]})
+def _add_tokens(logits: Tensor, target: Tensor) -> Cells:
+    return _columns(*_right(logits.argmax(-1), target))
+
+
+def _add_tags(predictions: Any, target: Tensor) -> Cells:
+    return _columns(*_right(predictions["tags"], target), *predictions["entities"].unbind(1))
+
+
+def _entity_score(name: str, sums: Tensor) -> Tensor:
+    return entity_scores(sums[2:])[name]
+
+
+_ACCURACY: dict[str, Callable[[Tensor], Tensor]] = {"tokenAccuracy": lambda sums: sums[0] / sums[1]}
+_TOKENS = Family(2, _add_tokens, _ACCURACY)
+_TAGS = Family(5, _add_tags, _ACCURACY | {name: partial(_entity_score, name) for name in ENTITY_SCORES})
 
 
 # ── images and texts ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,8 +16,10 @@ from finetune_trainer import checkpoint
 from finetune_trainer.context import Context
 from finetune_trainer.course import RunState
 from finetune_trainer.data.dataset import Part
-from finetune_trainer.data.objects import Objects
+from finetune_trainer.data.labels import IdLists
 from finetune_trainer.data.prepare import TEST, VALIDATION, Prepared, Slice
+from finetune_trainer.data.tags import tagged_words
+from finetune_trainer.data.words import counted_words
 from finetune_trainer.distributed import is_sharded
 from finetune_trainer.evaluate import Details
 from finetune_trainer.examples import Gallery, Shown, to_records
@@ -169,8 +171,7 @@ def _record(ending: Ending, part: str, details: Details) -> dict[str, Any]:
             {
                 **_sample(piece, index),
                 "origin": piece.origin(index),
-                "expected": _expected(piece, index, labels),
-                "predicted": _words(prediction, labels),
+                **_answers(ending, piece, int(piece.rows[index]), prediction),
                 "loss": loss,
             }
             for loss, index, prediction in details.worst
@@ -182,19 +183,34 @@ def _sample(piece: Slice, index: int) -> dict[str, str | None]:
     row, table = int(piece.rows[index]), piece.samples.table
 
     def cell(role: str) -> str | None:
-        return str(table[role][row].as_py())[:_WORST_CHARACTERS] if role in table.column_names else None
+        if role not in table.column_names:
+            return None
+        value = table[role][row].as_py()
+        return (" ".join(value) if isinstance(value, list) else str(value))[:_WORST_CHARACTERS]
 
     image = table["image"][row].as_py() if "image" in table.column_names else None
-    return {"text": cell("text"), "textPair": cell("text_pair"), "image": thumbnail(image) if image else None}
+    texts = {"text": cell("text") or cell("tokens"), "textPair": cell("text_pair")}
+    return {**texts, "image": thumbnail(image) if image else None}
 
 
-def _expected(piece: Slice, index: int, labels: tuple[str, ...] | None) -> str:
+def _answers(ending: Ending, piece: Slice, row: int, prediction: Any) -> dict[str, str]:
+    labels = ending.prepared.labels
+    if ending.task.target != Target.TAGS:
+        return {"expected": _expected(piece, row, labels), "predicted": _words(prediction, labels)}
+    assert labels is not None
+    words = piece.samples.table["tokens"][row].as_py()
+    counted = counted_words(words, ending.companion)
+    found = {"expected": piece.values.ids_of(row)[counted], "predicted": prediction}
+    tags = {name: [labels[one] for one in ids] for name, ids in found.items()}
+    return {name: ", ".join(tagged_words([words[at] for at in counted], every)) for name, every in tags.items()}
+
+
+def _expected(piece: Slice, row: int, labels: tuple[str, ...] | None) -> str:
     if piece.values is None:
         return ""
-    if isinstance(piece.values, Objects):
-        _, ids = piece.values.of(int(piece.rows[index]))
-        return ", ".join((labels or ())[one] for one in ids.tolist())
-    value = piece.values[int(piece.rows[index])]
+    if isinstance(piece.values, IdLists):
+        return ", ".join((labels or ())[one] for one in piece.values.ids_of(row).tolist())
+    value = piece.values[row]
     if labels is None:
         return f"{float(value):.4g}"
     return labels[int(value)] if value.ndim == 0 else ", ".join(labels[found] for found in value.nonzero()[0])

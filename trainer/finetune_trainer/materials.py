@@ -15,7 +15,7 @@ from finetune_trainer.data.augment.images import ImageChanges
 from finetune_trainer.data.augment.variants import find_changes
 from finetune_trainer.data.cache import Beat
 from finetune_trainer.data.chat import encode_answers
-from finetune_trainer.data.dataset import Part, TextPart
+from finetune_trainer.data.dataset import Encoded, Part, TextPart
 from finetune_trainer.data.detection import DetectionPart, weighing_of
 from finetune_trainer.data.objects import fit
 from finetune_trainer.data.prepare import (
@@ -28,6 +28,7 @@ from finetune_trainer.data.prepare import (
     read_channels,
     text_parts,
 )
+from finetune_trainer.data.words import encode_words
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.models import load_detection_processor, load_processor, load_tokenizer, max_length_of
 from finetune_trainer.task import Task
@@ -57,6 +58,8 @@ class Ready:
     """Tokenizer, image processor or processor: made the inputs, and is exported with the model."""
     max_length: int | None = None
     """Longest sequence in tokens."""
+    task: Task | None = None
+    """The task, if it has learned something of the data: what its metrics shall count."""
 
 
 def text_material(task: Task, given: Ingredients) -> Ready:
@@ -79,10 +82,10 @@ def text_material(task: Task, given: Ingredients) -> Ready:
     return Ready(parts, tokenizer, max_length)
 
 
-def load_fitting_tokenizer(given: Ingredients) -> Any:
+def load_fitting_tokenizer(given: Ingredients, **options: Any) -> Any:
     """The tokenizer, by which the model's configuration says what padding is, and a new one where texts end."""
     spec, config = given.spec.model, given.config
-    tokenizer = load_tokenizer(spec, given.folder, given.context)
+    tokenizer = load_tokenizer(spec, given.folder, given.context, **options)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     for name in ("bos_token_id", "eos_token_id"):
@@ -93,11 +96,8 @@ def load_fitting_tokenizer(given: Ingredients) -> Any:
 
 def answer_material(_task: Task, given: Ingredients) -> Ready:
     """Conversations, or prompts and completions, of which only answers are learned."""
-    spec, config, cache, beat = given.spec, given.config, given.context.cache, given.beat
     tokenizer = load_fitting_tokenizer(given)
-    max_length = max_length_of(spec.data.max_length, tokenizer, config)
-    fixed = max_length if spec.data.padding == "maxLength" else None
-    multiple = 8 if given.has_gpu and max_length % 8 == 0 else 1
+    max_length = max_length_of(given.spec.data.max_length, tokenizer, given.config)
 
     def part(piece: Slice) -> TextPart:
         samples = piece.samples
@@ -107,12 +107,38 @@ def answer_material(_task: Task, given: Ingredients) -> Ready:
             max_length=max_length,
             origin=samples.origin,
             key=samples.key,
-            cache=cache,
-            beat=beat,
+            cache=given.context.cache,
+            beat=given.beat,
         )
-        return TextPart(
-            piece.rows, encoded, None, tokenizer.pad_token_id, fixed, multiple, always_mask=spec.training.compile
+        return _padded(given, tokenizer, max_length, piece, encoded)
+
+    return Ready({name: part(piece) for name, piece in given.prepared.slices.items()}, tokenizer, max_length)
+
+
+def _padded(given: Ingredients, tokenizer: Any, max_length: int, piece: Slice, encoded: Encoded) -> TextPart:
+    """A part of texts whose tokens have targets."""
+    fixed = max_length if given.spec.data.padding == "maxLength" else None
+    multiple = 8 if given.has_gpu and max_length % 8 == 0 else 1
+    masks = given.spec.training.compile
+    return TextPart(piece.rows, encoded, None, tokenizer.pad_token_id, fixed, multiple, always_mask=masks)
+
+
+def word_material(_task: Task, given: Ingredients) -> Ready:
+    """Words and their tags; a byte-level tokenizer sees a blank before every word, as it did in pretraining."""
+    tokenizer = load_fitting_tokenizer(given, add_prefix_space=True)
+    max_length = max_length_of(given.spec.data.max_length, tokenizer, given.config)
+
+    def part(piece: Slice) -> TextPart:
+        encoded = encode_words(
+            piece.samples.table,
+            piece.values,
+            tokenizer,
+            max_length=max_length,
+            key={"samples": piece.samples.key, "labels": given.prepared.labels},
+            cache=given.context.cache,
+            beat=given.beat,
         )
+        return _padded(given, tokenizer, max_length, piece, encoded)
 
     return Ready({name: part(piece) for name, piece in given.prepared.slices.items()}, tokenizer, max_length)
 

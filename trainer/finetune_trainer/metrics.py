@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from finetune_trainer.entities import ENTITY_SCORES
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.retrieval import RECALLS, Queries, Recall
 from finetune_trainer.task import IGNORED, Target, Task
@@ -42,7 +43,7 @@ def _accuracy(target: Target, classes: int) -> "Metric":
 
     if target == Target.CLASSES:
         return c.MultilabelAccuracy(classes, average="micro", validate_args=False)
-    ignored = IGNORED if target == Target.TOKENS else None
+    ignored = IGNORED if target in (Target.TOKENS, Target.TAGS) else None
     return c.MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False)
 
 
@@ -91,6 +92,20 @@ def _recall(_target: Target, _classes: int) -> Any:
     return Recall()
 
 
+def _entities(_target: Target, _classes: int) -> "Metric":
+    from finetune_trainer.streamed import EntityScores
+
+    return EntityScores()
+
+
+def _tokens(target: Target, _name: str, predictions: Any, wanted: Any) -> tuple[Any, ...]:
+    return predictions["tags"] if target == Target.TAGS else predictions.argmax(-1), wanted
+
+
+def _entity_counts(_target: Target, _name: str, predictions: Any, _wanted: Any) -> tuple[Any, ...]:
+    return (predictions["entities"],)
+
+
 def _text_scores(_target: Target, _classes: int) -> "Metric":
     from finetune_trainer.text_scores import TextScores
 
@@ -103,6 +118,7 @@ _NUMBER = frozenset({Target.NUMBER})
 _TOKENS = frozenset({Target.TOKENS})
 _PAIRS = frozenset({Target.PAIRS})
 _BOXES = frozenset({Target.BOXES})
+_TAGS = frozenset({Target.TAGS})
 
 METRICS: Mapping[str, Definition] = {
     "loss": Definition("min", frozenset(Target), None),
@@ -115,7 +131,8 @@ METRICS: Mapping[str, Definition] = {
     "mae": Definition("min", _NUMBER, _regression("MeanAbsoluteError")),
     "r2": Definition("max", _NUMBER, _r2),
     "perplexity": Definition("min", _TOKENS, None),
-    "tokenAccuracy": Definition("max", _TOKENS, _accuracy),
+    "tokenAccuracy": Definition("max", _TOKENS | _TAGS, _accuracy, _tokens),
+    **{name: Definition("max", _TAGS, _entities, _entity_counts) for name in ENTITY_SCORES},
     **{name: Definition("max", _PAIRS, _recall) for name in RECALLS},
     **{name: Definition("max", _TOKENS, _text_scores, is_of_texts=True) for name in TEXT_SCORES},
     "map": Definition("max", _BOXES, _precision(None)),
@@ -210,8 +227,6 @@ def _arguments(target: Target, name: str, logits: Any, wanted: Any) -> tuple[Any
         return logits, wanted
     if target == Target.NUMBER:  # in float32 the variance of years or prices would be lost in their mean
         return logits.squeeze(-1).double(), wanted.double()
-    if target == Target.TOKENS:
-        return logits.argmax(-1), wanted
     if name == "auroc":
         return logits, wanted.long()
     return (logits.sigmoid() if target == Target.CLASSES else logits.argmax(-1)), wanted.long()

@@ -146,8 +146,8 @@ def base_name(spec: ModelSpec) -> str:
     return rest.strip("/") if is_repository else spec.source or ""
 
 
-def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context) -> Any:
-    """The tokenizer beside the model, or that of ``spec.model.tokenizer``.
+def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context, **options: Any) -> Any:
+    """The tokenizer beside the model, or that of ``spec.model.tokenizer``; ``options`` go to ``from_pretrained``.
 
     Raises:
         SpecFault: The model has none and none is named.
@@ -162,7 +162,7 @@ def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context) -> An
     if folder is None:
         raise SpecFault("spec.model.tokenizer: is required for a text model that is made from its configuration")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
     except (OSError, ValueError) as error:
         field = "spec.model.tokenizer" if spec.tokenizer else "spec.model.source"
         raise NotFoundError(f"{field}: no tokenizer in {folder}: {_first_line(error)}") from error

@@ -145,7 +145,7 @@ def prepare(process: Process) -> Material:
     ready = task.material(
         task, Ingredients(spec, context, folder, config, prepared, beat, has_gpu=torch.cuda.is_available())
     )
-    return Material(task, folder, config, ready.companion, prepared, ready.parts, ready.max_length)
+    return Material(ready.task or task, folder, config, ready.companion, prepared, ready.parts, ready.max_length)
 
 
 def objective_of(process: Process, material: Material, group: Group, device: torch.device) -> Objective:

@@ -12,6 +12,8 @@ from torch.nn.functional import one_hot
 from torchmetrics import Metric
 from torchmetrics.regression import R2Score
 
+from finetune_trainer.entities import entity_scores
+
 _FINEST = 100.0
 """Log-odds below 1 / 100 (from even) are told apart evenly, larger ones by their relation."""
 _LIMIT = 15.0
@@ -96,3 +98,24 @@ class R2(R2Score):
         score: Any = super().compute() if self.total > 1 else torch.zeros(())
         result: Tensor = score
         return result
+
+
+class EntityScores(Metric):
+    """Precision, recall and F1 of entities, over all texts."""
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Take in entities (n, 3) of each text, as ``entity_counts`` has them."""
+        self.sums += counts.sum(0)
+
+    def compute(self) -> dict[str, float]:
+        """By name."""
+        return {name: value.item() for name, value in entity_scores(self.sums).items()}

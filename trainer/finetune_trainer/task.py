@@ -32,6 +32,8 @@ class Target(StrEnum):
     """A number: (n,) float32."""
     TOKENS = "tokens"
     """A token at every position: (n, T) int64, IGNORED where there is none."""
+    TAGS = "tags"
+    """One of C classes for every word: (n, T) int64, IGNORED at tokens that begin no word."""
     BOXES = "boxes"
     """Boxes of C classes: a dict an image (see ``data.detection``)."""
     PAIRS = "pairs"

@@ -1,7 +1,6 @@
 """What samples say and show, apart from their labels: read batch by batch, so that memory does not grow with them."""
 
 import bisect
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -9,10 +8,11 @@ import pyarrow as pa
 
 from finetune_trainer.cleaning.text_hashes import Indices, normal
 from finetune_trainer.data.read import Samples
+from finetune_trainer.data.tags import tagged_words
 
 CHUNK = 2048
 """Samples that are looked at together."""
-_ANSWERS = ("label", "objects", "file", "row")
+_ANSWERS = ("label", "objects", "tags", "file", "row")
 """Columns that are no content: what is to be predicted, and where a sample was read."""
 _BETWEEN = " \u241f "
 """Stands between two texts of a sample: a mark that is no part of a word."""
@@ -75,8 +75,11 @@ class Contents:
         return _BETWEEN.join(_strings(one[name])[0] for name in names)
 
     def label(self, row: int) -> str | None:
-        """The label as text; None where the task has none."""
+        """The label, or the words that are tagged, as text; None where the task has none."""
         one = self._one(row)
+        if "tags" in one.schema.names:
+            words = map(normal, one["tokens"][0].as_py())
+            return " | ".join(tagged_words(words, one["tags"][0].as_py()))
         if "label" not in one.schema.names:
             return None
         value = one["label"][0].as_py()
@@ -101,4 +104,4 @@ def texts_of(batch: pa.RecordBatch) -> list[str]:
 def _strings(column: pa.Array) -> list[str]:
     if pa.types.is_string(column.type):
         return [text or "" for text in column.to_pylist()]
-    return [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in column.to_pylist()]
+    return [" ".join(words) for words in column.to_pylist()]

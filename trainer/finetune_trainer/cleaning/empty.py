@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-_TEXTS = ("text", "text_pair", "prompt", "completion")
+from finetune_trainer.data.checks import tag_faults
+from finetune_trainer.data.columns import TEXT_ROLES
 
 
 class LeftOut:
@@ -37,10 +38,11 @@ class LeftOut:
 
 
 def _faults(batch: pa.RecordBatch, path: Path, *, needs_label: bool) -> Iterator[tuple[int, str]]:
+    yield from ((index, f"{role} {reason}") for index, role, reason in tag_faults(batch))
     for role in batch.schema.names:
         column = batch[role]
         yield from ((index, f"{role} is null") for index in _where(column.is_null()))
-        if pa.types.is_string(column.type) and (role in _TEXTS or (role == "label" and needs_label)):
+        if pa.types.is_string(column.type) and (role in TEXT_ROLES or (role == "label" and needs_label)):
             blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), fill_value=False)
             yield from ((index, f"{role} is empty") for index in _where(blank))
         if role == "label" and pa.types.is_list(column.type):

@@ -1,9 +1,10 @@
 """What every sample must have, whatever format it was read from.
 
-Invariant: after these checks no text is empty, no label is missing and every image is there; the first sample that is
-otherwise is named by file and line.
+Invariant: after these checks no text is empty, no label is missing, every word has a tag and every image is there; the
+first sample that is otherwise is named by file and line.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ def checked(batch: pa.RecordBatch, path: Path, name: str) -> pa.RecordBatch:
     """``batch`` of the file at ``path``, its images' paths made absolute. Raises DataError or NotFoundError."""
     for role in set(batch.schema.names) & (TEXT_ROLES | {"image", "messages"}):
         _check_filled(batch, role, name)
+    for index, role, reason in tag_faults(batch):
+        raise DataError(f"{_place(batch, index, name)}: {FIELDS[role]}: {reason}; mend or remove the row")
     if "label" in batch.schema.names:
         _check_labels(batch, name)
     if "image" in batch.schema.names:
@@ -32,6 +35,22 @@ def _check_filled(batch: pa.RecordBatch, role: str, name: str) -> None:
     if index >= 0:
         found = "is empty" if column[index].is_valid else "is null"
         raise DataError(f"{_place(batch, index, name)}: {FIELDS[role]}: {found}; fill it in or remove the row")
+
+
+def tag_faults(batch: pa.RecordBatch) -> Iterator[tuple[int, str, str]]:
+    """Index, role and what is wrong of each sample whose words do not all have a tag."""
+    if "tags" not in batch.schema.names:
+        return
+    for index, both in enumerate(zip(batch["tokens"].to_pylist(), batch["tags"].to_pylist(), strict=True)):
+        for role, names in zip(("tokens", "tags"), both, strict=True):
+            empty = next((number for number, name in enumerate(names or ()) if not (name or "").strip()), None)
+            if not names:
+                yield index, role, "is null" if names is None else "is empty"
+            elif empty is not None:
+                yield index, role, f"is empty at {empty}, counted from 0"
+        words, tags = both
+        if words and tags and len(words) != len(tags):
+            yield index, "tags", f"has {len(tags)} for {len(words)} words"
 
 
 def _check_labels(batch: pa.RecordBatch, name: str) -> None:

@@ -25,10 +25,14 @@ FIELDS = {
     "messages": "spec.data.columns.messages",
     "prompt": "spec.data.columns.prompt",
     "completion": "spec.data.columns.completion",
+    "tokens": "spec.data.columns.tokens",
+    "tags": "spec.data.columns.tags",
 }
 """Role → field of the spec that names its column."""
 JSON_ROLES = frozenset({"objects", "messages"})
 """Roles whose values are nested; the table has them as JSON text."""
+LIST_ROLES = frozenset({"tokens", "tags"})
+"""Roles whose values are lists of names."""
 TEXT_ROLES = frozenset({"text", "text_pair", "prompt", "completion"})
 """Roles whose values are texts, which may not be empty."""
 

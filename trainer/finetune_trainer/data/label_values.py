@@ -1,10 +1,12 @@
 """The normal form of labels: what every format's own types become.
 
-Invariant: a label column is ``string``, or ``list<string>`` if every label is a list. What a format has types for
+Invariant: a label column is ``string``, or ``list<string>`` if every label is a list; words and their tags are
+``list<string>``, which a format without lists (CSV) holds as JSON. What a format has types for
 becomes text by one rule: 3 and 3.0 are "3", 0.5 is "0.5" (the shortest text that reads back the same), true is "true".
 A CSV file has only text, so its "3.0" stays "3.0". Text is kept as found; nulls stay null for the reader to refuse.
 """
 
+import json
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -51,6 +53,30 @@ def _label_list(value: object) -> list[str | None] | None:
     if None in value:
         raise TypeError("is a list with null in it")
     return [label_text(item) for item in value]
+
+
+def list_array(values: Sequence[object]) -> pa.Array:
+    """Normal form of a column of lists, or of lists as JSON; TypeError if one is none."""
+    return pa.array([_list(value) for value in values], STRINGS)
+
+
+def _list(value: object) -> list[str | None] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise TypeError(f"is no list as JSON: {error}") from error
+    if value is not None and not isinstance(value, list):
+        raise TypeError(f"is {show(value)}, must be a list")
+    return value if value is None else [label_text(item) for item in value]
+
+
+def list_column(column: pa.Array) -> pa.Array:
+    """Normal form of an Arrow column (Parquet) of lists. TypeError for any other type."""
+    normal = label_column(column)
+    if not pa.types.is_list(normal.type):
+        raise TypeError(f"is of type {column.type}, must be a list")
+    return normal
 
 
 def label_column(column: pa.Array) -> pa.Array:

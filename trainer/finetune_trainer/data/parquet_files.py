@@ -9,8 +9,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune_trainer.data.columns import FIELDS, JSON_ROLES, Roles, culprit, json_array, missing_column
-from finetune_trainer.data.label_values import is_text, label_column
+from finetune_trainer.data.columns import (
+    FIELDS,
+    JSON_ROLES,
+    LIST_ROLES,
+    Roles,
+    culprit,
+    json_array,
+    missing_column,
+)
+from finetune_trainer.data.label_values import is_text, label_column, list_column
 from finetune_trainer.errors import DataError
 
 _BATCH_ROWS = 4096
@@ -42,7 +50,8 @@ def _column(role: str, column: pa.Array, first: int, name: str) -> pa.Array:
     try:
         if role in JSON_ROLES:
             return json_array(column.to_pylist())
-        normal = label_column(column) if role == "label" else _text_column(column)
+        build = label_column if role == "label" else list_column if role in LIST_ROLES else _text_column
+        normal = build(column)
     except TypeError as error:
         raise DataError(f"{FIELDS[role]}: column of {name} {error}") from error
     try:

@@ -25,13 +25,14 @@ from finetune_trainer.data.cache import Beat, cached
 from finetune_trainer.data.dataset import ImagePart, Part, TextPart, targets_tensor
 from finetune_trainer.data.encode import encode_texts
 from finetune_trainer.data.images import read_image
-from finetune_trainer.data.labels import find_labels, find_numbers
-from finetune_trainer.data.objects import Objects, find_objects
+from finetune_trainer.data.labels import IdLists, find_labels, find_numbers
+from finetune_trainer.data.objects import find_objects
 from finetune_trainer.data.order import Indices
 from finetune_trainer.data.pairs import row_numbers
 from finetune_trainer.data.read import Samples, read_samples
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.data.split import split_indices
+from finetune_trainer.data.tags import find_tags
 from finetune_trainer.errors import DataError
 from finetune_trainer.task import Target, Task
 
@@ -46,7 +47,7 @@ class Slice:
     samples: Samples
     rows: Indices
     values: Any
-    """Target of every row of the source: ids (N,), 0/1 (N, C) or numbers (N,); None if tokens are the target."""
+    """Target of every row of the source: ids (N,), 0/1 (N, C), numbers (N,) or IdLists; None if it is tokens."""
     weights: Any = None
     """(N,) weight in the loss of every row of the source; None: all alike."""
 
@@ -122,11 +123,12 @@ def _label(
     samples: Samples, train: Indices | None, task: Task, data: DataSpec, *, given: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, Any]:
     """The classes, and every row's target."""
-    has_labels = task.target == Target.BOXES or "label" in samples.table.column_names
-    if task.target == Target.TOKENS or not has_labels:
-        return None, None
     if task.target == Target.BOXES:
         return find_objects(samples.table["objects"], train, given, samples.origin)
+    if task.target == Target.TAGS:
+        return find_tags(samples.table["tags"], train, given, samples.origin)
+    if task.target == Target.TOKENS or "label" not in samples.table.column_names:
+        return None, None
     column = samples.table["label"]
     if task.target == Target.NUMBER:
         return None, find_numbers(column, samples.origin)
@@ -276,7 +278,7 @@ def describe(prepared: Prepared, parts: Mapping[str, Part]) -> dict[str, Any]:
 
 
 def _counts(piece: Slice, labels: tuple[str, ...]) -> dict[str, int]:
-    if isinstance(piece.values, Objects):
+    if isinstance(piece.values, IdLists):
         counted = piece.values.counts(piece.rows, len(labels)).tolist()
         return dict(zip(labels, counted, strict=True))
     values = piece.values[piece.rows]

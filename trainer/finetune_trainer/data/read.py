@@ -41,8 +41,9 @@ class Samples:
 
     table: pa.Table
     """Mapped into memory. For each role a column: ``text``, ``text_pair`` and ``image`` (absolute path) are string,
-    ``label`` is string or list<string> (see ``label_values``). Also ``file`` (int32, index into ``files``) and ``row``
-    (int64, from 1: line of a text file, a CSV's header counted, or row of a Parquet file; 0 where a file is a sample).
+    ``label`` is string or list<string>, ``tokens`` and ``tags`` are list<string> (see ``label_values``). Also ``file``
+    (int32, index into ``files``) and ``row`` (int64, from 1: line of a text file, a CSV's header counted, or row of a
+    Parquet file; 0 where a file is a sample).
     """
     files: tuple[str, ...]
     """Names of the files, relative to the source; none for a folder of images."""

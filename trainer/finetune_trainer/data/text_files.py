@@ -7,7 +7,7 @@ line. Lines count from 1 as an editor shows them; a record that spans several ha
 
 import csv
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
@@ -15,8 +15,17 @@ from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
-from finetune_trainer.data.columns import FIELDS, JSON_ROLES, Roles, culprit, json_array, missing_column, show
-from finetune_trainer.data.label_values import label_array
+from finetune_trainer.data.columns import (
+    FIELDS,
+    JSON_ROLES,
+    LIST_ROLES,
+    Roles,
+    culprit,
+    json_array,
+    missing_column,
+    show,
+)
+from finetune_trainer.data.label_values import label_array, list_array
 from finetune_trainer.errors import DataError
 
 BATCH_ROWS = 16_384
@@ -158,7 +167,7 @@ def _batch(lines: list[int], rows: list[tuple[Any, ...]], name: str, roles: Role
 
 
 def _column(role: str, values: tuple[Any, ...], lines: list[int], name: str) -> pa.Array:
-    build = label_array if role == "label" else json_array if role in JSON_ROLES else _text_array
+    build = _builder(role)
     try:
         return build(values)
     except (TypeError, ValueError):
@@ -166,6 +175,12 @@ def _column(role: str, values: tuple[Any, ...], lines: list[int], name: str) -> 
         lone = isinstance(error, UnicodeEncodeError)
         reason = "has half of a surrogate pair (\\ud800 to \\udfff), which is no character" if lone else str(error)
         raise DataError(f"{name}:{lines[index]}: {FIELDS[role]}: {reason}") from error
+
+
+def _builder(role: str) -> Callable[[Sequence[Any]], pa.Array]:
+    if role == "label":
+        return label_array
+    return json_array if role in JSON_ROLES else list_array if role in LIST_ROLES else _text_array
 
 
 def _text_array(values: Sequence[Any]) -> pa.Array:

@@ -29,6 +29,7 @@ _PIPELINES = {
     "object-detection": "object-detection",
     "image-captioning": "image-to-text",
     "image-text-matching": "zero-shot-image-classification",
+    "token-classification": "token-classification",
 }
 """Task → ``pipeline_tag`` of the hub."""
 _CAPTIONING = """\
@@ -50,6 +51,13 @@ picture, texts = Image.open("picture.png").convert("RGB"), ["One text.", "Anothe
 inputs = processor(images=picture, text=texts, padding=True, return_tensors="pt")
 is_blip = config.model_type == "blip"
 print(model(**inputs, use_itm_head=False).itm_score if is_blip else model(**inputs).logits_per_image)"""
+_CALLS = {
+    "object-detection": 'print(model("picture.png"))  # [{"box": {"xmin": …}, "label": …, "score": …}, …]',
+    "image-classification": 'print(model("picture.png"))  # [{"label": …, "score": …}, …], the most probable first',
+    "causal-lm": 'print(model("Once upon a time", max_new_tokens=50)[0]["generated_text"])',
+    "token-classification": 'print(model("A text.", aggregation_strategy="first"))  # [{"word": …, "entity_group": …}]',
+}
+"""Task → how its pipeline is called, where that is the same for all models."""
 _HUB = "hf://"
 MAX_LABELS = 50
 
@@ -167,28 +175,22 @@ def usage(job: FineTuneJob) -> str:
             "",
             'folder = "path/to/this/folder"',
             f"model = pipeline({', '.join(arguments)})",
-            *_call(job),
+            _CALLS.get(job.spec.task) or _call(job),
         ]
     )
 
 
-def _call(job: FineTuneJob) -> list[str]:
+def _call(job: FineTuneJob) -> str:
     limit = f", max_length={job.spec.data.max_length}" if job.spec.data.max_length else ""
     sample = (
         '{"text": "The first text.", "text_pair": "The second text."}'
         if job.spec.data.columns.text_pair
         else '"A text."'
     )
-    if job.spec.task == "object-detection":
-        return ['print(model("picture.png"))  # [{"box": {"xmin": …}, "label": …, "score": …}, …]']
-    if job.spec.task == "image-classification":
-        return ['print(model("picture.png"))  # [{"label": …, "score": …}, …], the most probable first']
-    if job.spec.task == "causal-lm":
-        return ['print(model("Once upon a time", max_new_tokens=50)[0]["generated_text"])']
     if job.spec.task == "text-regression":
         call = f'model({sample}, function_to_apply="none", truncation=True{limit})'
-        return [f"print({call})  # the score is the predicted number"]
+        return f"print({call})  # the score is the predicted number"
     if job.spec.data.multi_label:
         call = f'model({sample}, top_k=None, function_to_apply="sigmoid", truncation=True{limit})'
-        return [f"print({call})  # each class has a probability of its own"]
-    return [f"print(model({sample}, top_k=None, truncation=True{limit}))  # the probability of each class"]
+        return f"print({call})  # each class has a probability of its own"
+    return f"print(model({sample}, top_k=None, truncation=True{limit}))  # the probability of each class"

@@ -12,6 +12,7 @@ from finetune_trainer.tasks import (
     object_detection,
     text_classification,
     text_regression,
+    token_classification,
 )
 
 __all__ = ["IGNORED", "TASKS", "Objective", "Target", "Task", "task_of"]
@@ -24,6 +25,7 @@ TASKS: dict[str, Callable[[JobSpec], Task]] = {
     "object-detection": object_detection.build,
     "image-captioning": image_captioning.build,
     "image-text-matching": image_text_matching.build,
+    "token-classification": token_classification.build,
 }
 
 
