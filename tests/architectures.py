@@ -49,6 +49,11 @@ def pixels(size: int) -> Callable[[], dict[str, Tensor]]:
     return lambda: {"pixel_values": torch.randn(4, 3, size, size)}
 
 
+def both_sides() -> dict[str, Tensor]:
+    """``input_ids`` (4, 12), and ``decoder_input_ids`` (4, 6)."""
+    return texts() | {"decoder_input_ids": torch.randint(3, 50, (4, 6))}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture with one head."""
@@ -113,6 +118,17 @@ def _d_fine() -> dict[str, Any]:
     return RT_DETR | {"backbone_config": backbone, "depth_mult": 0.34}
 
 
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2, "vocab_size": 50}
+BART = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+}
+MARIAN = BART | {"decoder_start_token_id": 0, "decoder_vocab_size": 50, "forced_eos_token_id": 2}
 CLASSIFIER = "ForSequenceClassification"
 LLAMA = ENCODER | TEXT | ENDS | {"num_key_value_heads": 1, "head_dim": 8}
 ARCHITECTURES = {
@@ -157,6 +173,11 @@ ARCHITECTURES = {
     "rt-detr": Architecture("RTDetrForObjectDetection", "rt_detr", _rt_detr(), pixels(64), (), 93),
     "d-fine": Architecture("DFineForObjectDetection", "d_fine", _d_fine(), pixels(64), (), 103),
     "bert tagger": Architecture("BertForTokenClassification", "bert", ENCODER | TEXT, texts, ("classifier",), 12),
+    "t5": Architecture("T5ForConditionalGeneration", "t5", T5, both_sides, (), 42, has_new_head=False),
+    "bart": Architecture(
+        "BartForConditionalGeneration", "bart", BART | TEXT | ENDS, both_sides, (), 42, has_new_head=False
+    ),
+    "marian": Architecture("MarianMTModel", "marian", MARIAN | TEXT | ENDS, both_sides, (), 42, has_new_head=False),
     "clip": Architecture("CLIPModel", "clip", TOWERS, both, (), 24),
     "blip, matching": Architecture("BlipForImageTextRetrieval", "blip", TOWERS, both, (), 28),
     "blip, captioning": Architecture("BlipForConditionalGeneration", "blip", TOWERS, both, (), 28),

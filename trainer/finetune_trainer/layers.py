@@ -5,9 +5,15 @@ never by name. Whatever is registered before it is the embeddings; whatever come
 
 A model of towers (image and text, each with a configuration of its own) has layers in each. They are counted from the
 output: the last layers of all towers are layer L, and a shorter tower begins above layer 1.
+
+A model that writes by a decoder what it has read by an encoder (T5, BART) has the layers of both, in the order in which
+they compute: layer 1 is the encoder's first, layer L the decoder's last. All else in the two counts as embeddings, for
+a norm there may lie below the layers (BART's) or above them (T5's): were the former trained as part of the head, frozen
+layers would be computed backwards for its sake.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -29,9 +35,9 @@ class Layers:
     """A model by depth."""
 
     path: str
-    """Qualified name of the ModuleList; of several towers, names with commas."""
+    """Qualified name of the ModuleList; of several, names with commas."""
     modules: tuple[nn.Module, ...]
-    """Its modules, from the input on; of all towers."""
+    """Its modules, from the input on; of all lists."""
     groups: tuple[Group, ...]
     """Embeddings, each layer, head: (L + 2,)."""
 
@@ -47,25 +53,54 @@ def find_layers(model: nn.Module) -> Layers:
     Raises:
         SpecFault: It has no list of layers.
     """
-    stacks = [(prefix, *_largest_list(tower, prefix)) for prefix, tower in _towers(model)]
-    top = max(len(stack) for _, _, stack in stacks)
+    stacks = [_stack(prefix, tower) for prefix, tower in _towers(model)]
+    top = max(len(stack.layers) for stack in stacks)
     groups: list[dict[str, nn.Parameter]] = [{} for _ in range(top + 2)]
     inside = {
         id(parameter): depth
-        for _, _, stack in stacks
-        for depth, layer in enumerate(stack, top - len(stack) + 1)
+        for stack in stacks
+        for depth, layer in enumerate(stack.layers, top - len(stack.layers) + 1)
         for parameter in layer.parameters()
     }
-    below = {prefix for prefix, _, _ in stacks}  # towers whose layers have not come yet
+    below = {stack.prefix for stack in stacks}  # those whose layers have not come yet
     for name, parameter in model.named_parameters():
-        tower = next((prefix for prefix, _, _ in stacks if name.startswith(prefix)), None)
+        stack = next((stack for stack in stacks if name.startswith(stack.prefix)), None)
         depth = inside.get(id(parameter))
-        if depth is not None:
-            below.discard(tower or "")
-        groups[depth if depth is not None else 0 if tower in below else top + 1][name] = parameter
+        if depth is not None and stack is not None:
+            below.discard(stack.prefix)
+        is_below = stack is not None and (stack.prefix in below or name.startswith(stack.parts))
+        groups[depth if depth is not None else 0 if is_below else top + 1][name] = parameter
     names = ["embeddings", *(f"layer {depth}" for depth in range(1, top + 1)), "head"]
-    modules = tuple(layer for _, _, stack in stacks for layer in stack)
-    return Layers(", ".join(path for _, path, _ in stacks), modules, tuple(map(Group, names, groups)))
+    modules = tuple(layer for stack in stacks for layer in stack.layers)
+    return Layers(", ".join(stack.path for stack in stacks), modules, tuple(map(Group, names, groups)))
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """The layers of a tower."""
+
+    prefix: str
+    """Of the names of all that is in the tower."""
+    path: str
+    layers: tuple[nn.Module, ...]
+    parts: tuple[str, ...] = ()
+    """Prefixes of the names in encoder and decoder, if it has them."""
+
+
+def _stack(prefix: str, tower: Any) -> _Stack:
+    if not _writes_what_it_reads(tower):
+        path, layers = _largest_list(tower)
+        return _Stack(prefix, prefix + path, tuple(layers))
+    names = {id(module): f"{prefix}{name}." for name, module in tower.named_modules()}
+    both = tower.get_encoder(), tower.get_decoder()
+    parts, lists = tuple(names[id(part)] for part in both), [_largest_list(part) for part in both]
+    path = ", ".join(part + inner for part, (inner, _) in zip(parts, lists, strict=True))
+    return _Stack(prefix, path, tuple(layer for _, layers in lists for layer in layers), parts)
+
+
+def _writes_what_it_reads(model: Any) -> bool:
+    """Whether a decoder writes texts from what an encoder has read (a detector's decoder writes none)."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and model.can_generate()
 
 
 def _towers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -91,11 +126,10 @@ def _lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     ]
 
 
-def _largest_list(model: nn.Module, prefix: str) -> tuple[str, nn.ModuleList]:
+def _largest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = _lists(model)
     if not stacks:
         raise SpecFault(
             f"spec.model: {type(model).__name__} has no list of layers; use an architecture of transformers"
         )
-    name, stack = max(stacks, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
-    return prefix + name, stack
+    return max(stacks, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
