@@ -1,4 +1,4 @@
-"""Real and realistic data without a network: Python's own documentation and code, reports of chests, digits."""
+"""Real and realistic data without a network: Python's own documentation and code, reports of chests, digits, dates."""
 
 import ast
 import csv

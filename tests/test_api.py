@@ -59,7 +59,7 @@ VALUES = {
             (
                 "spec.task: must be one of 'text-classification', 'text-regression', 'causal-lm', "
                 "'image-classification', 'image-text-matching', 'object-detection', 'image-captioning', "
-                "'token-classification', "
+                "'token-classification', 'sequence-to-sequence', "
                 "got 'text-clasification'; did you mean text-classification?"
             )
         ],

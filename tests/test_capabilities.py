@@ -24,13 +24,24 @@ import documents
 import tiny
 from finetune_api import parse_job
 from finetune_trainer.entities import entity_counts, entity_scores, scheme_of
-from finetune_trainer.metrics import Scores, choose_metrics
+from finetune_trainer.metrics import Scores
 from finetune_trainer.run import prepare
+from finetune_trainer.text_scores import TEXT_FAMILY, text_sums
 from whole import whole_run
 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TEXT = {"max_position_embeddings": 80, "hidden_dropout_prob": 0.1}
 STAGES = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+T5 = {
+    "model_type": "t5",
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 
 
@@ -42,6 +53,7 @@ class Data:
     reports: Path
     digits: Path
     names: Path
+    dates: Path
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,12 @@ def tagger(data: Data, folder: Path) -> None:
     save("BertModel", {"model_type": "bert", **ENCODER, **TEXT, "vocab_size": len(tokenizer)}, tokenizer, folder)
 
 
+def t5(data: Data, folder: Path) -> None:
+    """T5 with a tokenizer of the words and digits of dates."""
+    tokenizer = AutoTokenizer.from_pretrained(data.dates.parent / "tokenizer")
+    save("T5ForConditionalGeneration", {**T5, "vocab_size": len(tokenizer)}, tokenizer, folder)
+
+
 def than_the_most_frequent_class(metrics: dict[str, float], material: Any) -> None:
     part = material.parts["test"]
     counts = Counter(part.targets[part.rows].tolist())
@@ -149,6 +167,18 @@ def words_of(piece: Any) -> Iterator[list[tuple[str, str]]]:
         yield list(zip(table["tokens"][row].as_py(), table["tags"][row].as_py(), strict=True))
 
 
+def than_copying(metrics: dict[str, float], material: Any) -> None:
+    """What is given has the same numbers as what is wanted, in another order."""
+    piece = material.prepared.slices["test"]
+    given, wanted = (
+        [piece.samples.table[role][row].as_py() for row in piece.rows.tolist()] for role in ("text", "target")
+    )
+    sums = text_sums(given, wanted).sum(0, keepdim=True).T
+    guess = TEXT_FAMILY.values["rougeL"](sums).item()
+    print(f"ROUGE-L {metrics['rougeL']:.3f}, of what is given {guess:.3f}")
+    assert metrics["rougeL"] > guess + 0.3
+
+
 CLASSES = {"task": "text-classification", "strategy": {"learningRate": {"value": 3e-3}}}
 IMAGES = {"task": "image-classification", "strategy": {"learningRate": {"value": 3e-3}}}
 ROWS = {
@@ -184,6 +214,16 @@ ROWS = {
         {"task": "token-classification", "strategy": {"learningRate": {"value": 3e-3}}},
         than_each_word_s_usual_tag,
     ),
+    "T5, sequence to sequence": Row(
+        t5,
+        "dates",
+        {
+            "task": "sequence-to-sequence",
+            "strategy": {"learningRate": {"value": 4e-3}},
+            "evaluation": {"metrics": ["perplexity", "tokenAccuracy", "rougeL"]},
+        },
+        than_copying,
+    ),
     "ResNet, classification": Row(
         partial(seeing, "ResNetModel", {"model_type": "resnet", **STAGES}, "ConvNextImageProcessor", 16),
         "digits",
@@ -213,6 +253,7 @@ def data(tmp_path_factory):
         documents.write_reports(folder / "reports", 400),
         documents.write_digits(folder / "digits"),
         documents.write_example("names", folder / "names"),
+        documents.write_example("dates", folder / "dates", 2000),
     )
 
 
@@ -239,18 +280,20 @@ def test_a_checkpoint_of_a_folder_is_trained_to_better_than_a_guess(data, tmp_pa
     material = prepare(process)
     row.better(result.metrics, material)
     assert result.intervals.keys() >= {next(iter(result.metrics)), material.task.metrics[0]}
-    assert again(material, result.model) == pytest.approx(result.metrics, abs=1e-5, rel=1e-5)
+    assert again(material, result) == pytest.approx(result.metrics, abs=1e-5, rel=1e-5)
 
 
-def again(material: Any, folder: str) -> dict[str, float]:
+def again(material: Any, result: Any) -> dict[str, float]:
     """The test metrics of the exported model, loaded by transformers alone."""
     task, part = material.task, material.parts["test"]
-    model = getattr(transformers, task.auto_class).from_pretrained(folder).eval()
-    scores = Scores(task, choose_metrics(task, None), model.config.num_labels, torch.device("cpu"))
+    model = getattr(transformers, task.auto_class).from_pretrained(result.model).eval()
+    scores = Scores(task, tuple(result.metrics), model.config.num_labels, torch.device("cpu"))
     for indices in np.array_split(np.arange(len(part)), 4):
         batch = part.batch(0, indices, is_counted=True)
         with torch.no_grad():
             outputs = model(**batch.inputs)
         scores.add_loss(task.objective.losses(outputs, batch), task.objective.counts(batch))
         scores.update(*task.judged(outputs, batch, material.companion))
+        if scores.reads_texts:
+            scores.update_texts(*task.write(model, batch, material.companion))
     return scores.compute(list)

@@ -96,9 +96,9 @@ class Counted:
     def __init__(self, tokenizer) -> None:
         self.tokenizer, self.texts = tokenizer, 0
 
-    def __call__(self, texts, *arguments, **options):
-        self.texts += len(texts)
-        return self.tokenizer(texts, *arguments, **options)
+    def __call__(self, text, **options):
+        self.texts += len(text)
+        return self.tokenizer(text, **options)
 
     def __getattr__(self, name):
         return getattr(self.tokenizer, name)

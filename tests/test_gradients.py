@@ -36,6 +36,8 @@ KINDS = {
     "object-detection": ("object-detection", {"batchSize": 6}),
     "image-captioning": ("image-captioning", {"batchSize": 6}),
     "token-classification": ("token-classification", {"batchSize": 6}),
+    "sequence-to-sequence": ("sequence-to-sequence", {"batchSize": 6}),
+    "sequence-to-sequence by tokens": ("sequence-to-sequence", {"tokensPerBatch": 60}),
 }
 """13 samples, 6 a batch: the third batch has 1 sample for 4 parts, so that three of them are stand-ins."""
 

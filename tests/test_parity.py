@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     Trainer,
@@ -81,6 +82,16 @@ def words(material: Material, path: Path, order: list[int]) -> tuple[list[dict[s
     return rows, DataCollatorForTokenClassification(tokenizer)
 
 
+def sequences(material: Material, path: Path, order: list[int]) -> tuple[list[dict[str, Any]], Any]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    tokenizer = material.companion
+    rows = [
+        {**tokenizer(lines[row]["text"]), "labels": tokenizer(text_target=lines[row]["other"])["input_ids"]}
+        for row in order
+    ]
+    return rows, DataCollatorForSeq2Seq(tokenizer)
+
+
 def images(material: Material, path: Path, order: list[int]) -> tuple[list[dict[str, Any]], Any]:
     files = sorted(path.glob("*/*.png"))
     processor = material.companion
@@ -99,6 +110,7 @@ KINDS = {
     "causal-lm": (tokens, "cosine"),
     "image-classification": (images, "linear"),
     "token-classification": (words, "linear"),
+    "sequence-to-sequence": (sequences, "cosine"),
 }
 
 

@@ -469,6 +469,7 @@ TASKS = {
     "causal-lm": ("text-generation", {}),
     "image-classification": ("image-classification", {}),
     "token-classification": ("token-classification", {}),
+    "sequence-to-sequence": ("text-generation", {}),
     "multi-label": ("text-classification", {"data": {"source": "hf://owner/data", "multiLabel": True}}),
     "pairs": ("text-classification", {"data": {"source": "hf://owner/data", "columns": {"textPair": "second"}}}),
 }

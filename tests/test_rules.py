@@ -56,6 +56,7 @@ def verdicts(rule: Rule, model: type[ApiModel], wire: dict[str, Any]) -> tuple[b
 
 
 SOURCE = "hf://a/b"
+HEAD = {"strategy": {"trainable": "head"}}
 ANSWERS = {"prompt": "a", "completion": "b"}
 DATA: dict[str, Any] = {"source": SOURCE}
 JOB: dict[str, Any] = {"task": "text-classification", "model": {"source": SOURCE}, "data": DATA}
@@ -174,6 +175,10 @@ TABLE: dict[tuple[str, str, str], tuple[list[dict[str, Any]], list[dict[str, Any
     ("JobSpec", "data.columns", "messages and prompt"): (
         [JOB | {"task": "causal-lm", "data": DATA | {"columns": columns}} for columns in ({"messages": "a"}, ANSWERS)],
         [JOB | {"data": DATA | {"columns": columns}} for columns in ({"messages": "a"}, ANSWERS)],
+    ),
+    ("JobSpec", "strategy.trainable", "must not be head"): (
+        [JOB | HEAD, JOB | {"task": "sequence-to-sequence"}],
+        [JOB | HEAD | {"task": "sequence-to-sequence"}],
     ),
     ("Columns", "prompt", "needs completion"): ([{}, ANSWERS], [{"prompt": "a"}]),
     ("Columns", "completion", "needs prompt"): ([{}, ANSWERS], [{"completion": "a"}]),

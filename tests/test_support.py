@@ -29,7 +29,7 @@ def test_an_option_that_a_task_lacks_is_refused():
 
 PROMISED = [
     (task, name)
-    for task in ("token-classification",)
+    for task in ("token-classification", "sequence-to-sequence")
     for name, asked in ROWS.items()
     if is_taken(task, asked) and "distributed" not in asked
 ]

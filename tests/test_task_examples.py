@@ -1,4 +1,4 @@
-"""The examples of tasks that see, answer and tag: their data are made, and their jobs train and export."""
+"""The examples of tasks that see, answer, tag and rewrite: their data are made, and their jobs train and export."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
     root = tmp_path_factory.mktemp("volumes")
-    for name in ("scenes", "questions", "names"):
+    for name in ("scenes", "questions", "names", "dates"):
         subprocess.run([sys.executable, EXAMPLES / f"make_{name}.py", root / "data" / name], check=True)
     return root
 
 
-NAMES = ("scenes-detection", "scenes-captioning", "questions-chat", "names-tagging")
+NAMES = ("scenes-detection", "scenes-captioning", "questions-chat", "names-tagging", "dates-rewriting")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,6 +74,16 @@ BLIP = {
     },
     "projection_dim": 8,
 }
+T5 = {
+    "model_type": "t5",
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 30522,
+}
 SIZES = ((16, 16), (32, 16))
 TAGS = ("O", "B-A", "I-A", "B-B")
 
@@ -91,6 +101,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "object-detection": {"task": "object-detection", "model": YOLOS},
     "image-captioning": {"task": "image-captioning", "model": BLIP},
     "token-classification": {"task": "token-classification", "model": BERT},
+    "sequence-to-sequence": {
+        "task": "sequence-to-sequence",
+        "model": T5,
+        "data": {"columns": {"target": "other"}},
+    },
 }
 """Every task, and one of its variants."""
 

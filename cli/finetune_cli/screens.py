@@ -24,6 +24,7 @@ _PIPELINES: dict[TaskName, str] = {
     "image-captioning": "AutoModelForImageTextToText.from_pretrained({model!r})",
     "image-text-matching": "AutoModel.from_pretrained({model!r})  # a BLIP by BlipForImageTextRetrieval",
     "token-classification": 'pipeline("token-classification", model={model!r}, aggregation_strategy="first")',
+    "sequence-to-sequence": "AutoModelForSeq2SeqLM.from_pretrained({model!r})",
 }
 
 

@@ -53,7 +53,8 @@ class Columns(ApiModel):
     """Names of the columns (CSV, Parquet) or keys (JSON Lines) to read. Image folders need none."""
 
     text: Word = "text"
-    """The text; for causal-lm the text to learn, for image-captioning the caption."""
+    """The text; for causal-lm the text to learn, for image-captioning the caption, for sequence-to-sequence what
+    `target` is made of."""
     text_pair: Word | None = None
     """The second text of a pair."""
     label: Word = "label"
@@ -70,6 +71,8 @@ class Columns(ApiModel):
     """For causal-lm instead of `text`: what `completion` answers. It is read and not learned."""
     completion: Word | None = None
     """The answer to `prompt`."""
+    target: Word = "target"
+    """For sequence-to-sequence: the text to write."""
     tokens: Word = "tokens"
     """For token-classification: the words of a text, a list. In CSV as JSON."""
     tags: Word = "tags"

@@ -115,6 +115,7 @@ TaskName = Literal[
     "object-detection",
     "image-captioning",
     "token-classification",
+    "sequence-to-sequence",
 ]
 
 

@@ -61,6 +61,7 @@ TASK_METRICS: Mapping[str, TaskMetrics] = {
     "token-classification": TaskMetrics(
         _TAGS, ("entityF1", "entityPrecision", "entityRecall", "tokenAccuracy"), "entityF1"
     ),
+    "sequence-to-sequence": _LANGUAGE,
 }
 """By `spec.task`."""
 

@@ -9,7 +9,7 @@ from finetune_api.base import ApiModel, Fraction, Rule, Source, Word
 ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
 
 FITTING: dict[str, tuple[str, ...]] = {
-    "crossEntropy": ("text-classification", "image-classification", "causal-lm"),
+    "crossEntropy": ("text-classification", "image-classification", "causal-lm", "sequence-to-sequence"),
     "focal": ("text-classification", "image-classification"),
     "bce": ("text-classification",),
     "mse": ("text-regression",),
@@ -90,6 +90,7 @@ class Distillation(ApiModel):
 
 _LOSS = "!has(self.training) || !has(self.training.loss)"
 _TEACHER = "!has(self.strategy) || !has(self.strategy.distillation)"
+_LANGUAGE = ("causal-lm", "sequence-to-sequence")
 _TAUGHT = ("text-classification", "image-classification", "causal-lm")
 
 
@@ -116,14 +117,14 @@ RULES = (
         field="training.loss.name",
     ),
     Rule(
-        cel=f"{_LOSS} || self.task != 'causal-lm'"
+        cel=f"{_LOSS} || !(self.task in {_listed(_LANGUAGE)})"
         " || !(has(self.training.loss.balanced) || has(self.training.loss.classWeights))",
         check=lambda spec: (
             spec.training.loss is None
-            or spec.task != "causal-lm"
+            or spec.task not in _LANGUAGE
             or (spec.training.loss.balanced is None and spec.training.loss.class_weights is None)
         ),
-        message="weighs classes, of which causal-lm has none; remove balanced and classWeights",
+        message="weighs classes, of which a language model has none; remove balanced and classWeights",
         field="training.loss",
     ),
     Rule(

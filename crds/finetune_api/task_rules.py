@@ -1,4 +1,4 @@
-"""What goes with which task, where that is a rule of columns and labels."""
+"""What goes with which task, where that is a rule of columns, labels and heads."""
 
 from finetune_api.base import Rule
 
@@ -33,6 +33,12 @@ TASK_RULES = (
         ),
         message="messages and prompt go with task causal-lm only",
         field="data.columns",
+    ),
+    Rule(
+        cel="!has(self.strategy) || self.strategy.trainable != 'head' || self.task != 'sequence-to-sequence'",
+        check=lambda spec: spec.strategy.trainable != "head" or spec.task != "sequence-to-sequence",
+        message="must not be head for sequence-to-sequence: its output layer is the embeddings; use lastLayers or lora",
+        field="strategy.trainable",
     ),
 )
 """Rules of ``JobSpec``."""

@@ -207,7 +207,7 @@ def _answers(ending: Ending, piece: Slice, row: int, prediction: Any) -> dict[st
 
 def _expected(piece: Slice, row: int, labels: tuple[str, ...] | None) -> str:
     if piece.values is None:
-        return ""
+        return str(piece.samples.table["target"][row]) if "target" in piece.samples.table.column_names else ""
     if isinstance(piece.values, IdLists):
         return ", ".join((labels or ())[one] for one in piece.values.ids_of(row).tolist())
     value = piece.values[row]

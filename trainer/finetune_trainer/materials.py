@@ -17,6 +17,7 @@ from finetune_trainer.data.cache import Beat
 from finetune_trainer.data.chat import encode_answers
 from finetune_trainer.data.dataset import Encoded, Part, TextPart
 from finetune_trainer.data.detection import DetectionPart, weighing_of
+from finetune_trainer.data.encode import encode_texts
 from finetune_trainer.data.objects import fit
 from finetune_trainer.data.prepare import (
     TRAIN,
@@ -28,6 +29,7 @@ from finetune_trainer.data.prepare import (
     read_channels,
     text_parts,
 )
+from finetune_trainer.data.sequences import SequencePart
 from finetune_trainer.data.words import encode_words
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.models import load_detection_processor, load_processor, load_tokenizer, max_length_of
@@ -141,6 +143,59 @@ def word_material(_task: Task, given: Ingredients) -> Ready:
         return _padded(given, tokenizer, max_length, piece, encoded)
 
     return Ready({name: part(piece) for name, piece in given.prepared.slices.items()}, tokenizer, max_length)
+
+
+def sequence_material(_task: Task, given: Ingredients) -> Ready:
+    """Texts, and texts to write, through the model's tokenizer.
+
+    Raises:
+        SpecFault: See ``fit_written_ends``.
+    """
+    tokenizer = load_fitting_tokenizer(given)
+    fit_written_ends(given, tokenizer)
+    max_length = max_length_of(given.spec.data.max_length, tokenizer, given.config)
+
+    def part(piece: Slice) -> SequencePart:
+        def padded(role: str) -> TextPart:
+            encoded = encode_texts(
+                piece.samples.table,
+                tokenizer,
+                max_length=max_length,
+                end_id=None,
+                key=piece.samples.key,
+                cache=given.context.cache,
+                beat=given.beat,
+                role=role,
+            )
+            return _padded(given, tokenizer, max_length, piece, encoded)
+
+        return SequencePart(piece.rows, padded("text"), padded("target"), given.config.decoder_start_token_id)
+
+    return Ready({name: part(piece) for name, piece in given.prepared.slices.items()}, tokenizer, max_length)
+
+
+def fit_written_ends(given: Ingredients, tokenizer: Any) -> None:
+    """See that texts begin and end in training as they do where the model writes them.
+
+    Raises:
+        SpecFault: The tokenizer does not end a text with the model's end-of-text token; or the model does not say from
+            which token on it writes.
+    """
+    config, asked = given.config, given.spec.model.config or {}
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    nothing, something = (tokenizer(text_target=text)["input_ids"] for text in ("", "a"))
+    if not nothing or nothing[-1] != something[-1]:
+        raise SpecFault("spec.model.tokenizer: must put a token after each text, as T5's does")
+    end = nothing[-1]
+    if given.folder is None:  # a new model takes over what the tokenizer has, and begins as T5 and Marian do
+        fitting = dict.fromkeys(("pad_token_id", "decoder_start_token_id"), tokenizer.pad_token_id)
+        fitting |= {name: end for name in ("eos_token_id", "forced_eos_token_id") if hasattr(config, name)}
+        for name in fitting.keys() - asked.keys():
+            setattr(config, name, fitting[name])
+    if config.eos_token_id != end:
+        raise SpecFault(f"spec.model.config.eos_token_id: must be {end}, by which the tokenizer ends a text")
+    if getattr(config, "decoder_start_token_id", None) is None:
+        raise SpecFault("spec.model.config.decoder_start_token_id: must be the token from which on a text is written")
 
 
 def detection_material(_task: Task, given: Ingredients) -> Ready:

@@ -91,8 +91,8 @@ class Task:
     """What is predicted."""
     auto_class: str
     """The ``transformers`` class that loads the model with its head."""
-    pipeline: str
-    """The ``transformers`` pipeline that uses it."""
+    pipeline: str | None
+    """The ``transformers`` pipeline that uses it, if there is one."""
     metrics: tuple[str, ...]
     """Metrics computed if none are asked for (see ``metrics.METRICS``)."""
     monitor: str

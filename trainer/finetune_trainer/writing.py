@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune_trainer.data.dataset import Batch
 from finetune_trainer.task import IGNORED
@@ -39,9 +40,22 @@ def write_answers(model: nn.Module, batch: Batch, tokenizer: Any) -> Written:
 def write_captions(model: nn.Module, batch: Batch, processor: Any) -> Written:
     """Captions of the batch's images."""
     room = int(batch.target.shape[1])
-    written = _generate(model, processor.tokenizer, room, pixel_values=batch.inputs["pixel_values"])
+    return _whole_targets(model, batch, processor.tokenizer, room, pixel_values=batch.inputs["pixel_values"])
+
+
+def write_sequences(model: nn.Module, batch: Batch, tokenizer: Any) -> Written:
+    """What the model makes of the batch's texts, at a length that does not depend on what is expected."""
+    ids = batch.inputs["input_ids"]
+    mask = batch.inputs.get("attention_mask", torch.ones_like(ids))
+    positions = getattr(_inner(model).config, "max_position_embeddings", None) or MOST_TOKENS + 1
+    return _whole_targets(model, batch, tokenizer, positions - 1, input_ids=ids, attention_mask=mask)
+
+
+def _whole_targets(model: nn.Module, batch: Batch, tokenizer: Any, room: int, **inputs: Tensor) -> Written:
+    """Of a model that writes nothing but the target."""
+    written = _generate(model, tokenizer, room, **inputs)
     expected = [target[target != IGNORED] for target in batch.target]
-    return _texts(processor.tokenizer, list(written)), _texts(processor.tokenizer, expected)
+    return _texts(tokenizer, list(written)), _texts(tokenizer, expected)
 
 
 def answer_start(wanted: Tensor) -> int:
@@ -52,7 +66,7 @@ def answer_start(wanted: Tensor) -> int:
 
 
 def _generate(model: Any, tokenizer: Any, room: int, **inputs: Tensor) -> Tensor:
-    inner = getattr(model, "module", model)  # of DDP
+    inner = _inner(model)
     written: Tensor = inner.generate(
         **inputs,
         max_new_tokens=max(1, min(room, MOST_TOKENS)),
@@ -61,6 +75,10 @@ def _generate(model: Any, tokenizer: Any, room: int, **inputs: Tensor) -> Tensor
         synced_gpus=isinstance(inner, FSDPModule),
     )
     return written
+
+
+def _inner(model: Any) -> Any:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _texts(tokenizer: Any, rows: list[Tensor]) -> list[str]:

@@ -25,6 +25,7 @@ FIELDS = {
     "messages": "spec.data.columns.messages",
     "prompt": "spec.data.columns.prompt",
     "completion": "spec.data.columns.completion",
+    "target": "spec.data.columns.target",
     "tokens": "spec.data.columns.tokens",
     "tags": "spec.data.columns.tags",
 }
@@ -33,7 +34,7 @@ JSON_ROLES = frozenset({"objects", "messages"})
 """Roles whose values are nested; the table has them as JSON text."""
 LIST_ROLES = frozenset({"tokens", "tags"})
 """Roles whose values are lists of names."""
-TEXT_ROLES = frozenset({"text", "text_pair", "prompt", "completion"})
+TEXT_ROLES = frozenset({"text", "text_pair", "prompt", "completion", "target"})
 """Roles whose values are texts, which may not be empty."""
 
 _SHOWN = 12

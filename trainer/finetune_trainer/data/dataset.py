@@ -133,6 +133,12 @@ class TextPart(Part):
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "padded_lengths", padded)
 
+    @property
+    def truncated(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """(n,) whether something of each text was cut off, as far as anybody looked."""
+        cut = self.encoded.truncated
+        return np.zeros(len(self), bool) if cut is None else cut[self.rows]
+
     def at(self, epoch: int) -> "TextPart":
         """Of texts that have variants, those whose turn it is."""
         return self if self.turns is None else replace(self, rows=self.turns.rows(epoch), turns=None)

@@ -14,7 +14,7 @@ from finetune_trainer.data.dataset import Encoded
 from finetune_trainer.task import IGNORED
 
 _CHUNK = 4096
-_FORMAT = 3
+_FORMAT = 4
 
 Row = tuple[list[int], list[int], bool]
 """Token ids of a text, the target of each, and whether the text was cut."""
@@ -29,8 +29,9 @@ def encode_texts(
     key: Mapping[str, Any],
     cache: Path,
     beat: Beat,
+    role: str = "text",
 ) -> Encoded:
-    """Token ids of every row of ``table`` (columns ``text`` and perhaps ``text_pair``).
+    """Token ids of every row of ``table`` (columns ``text`` and perhaps ``text_pair``, or ``target``).
 
     Args:
         table: The texts, (N,) rows.
@@ -40,10 +41,12 @@ def encode_texts(
         key: What identifies the texts.
         cache: Folder of prepared data.
         beat: Called for every chunk.
+        role: ``text``, or ``target`` for texts to write, which some tokenizers (Marian's) cut otherwise.
     """
     identity = {
         "format": _FORMAT,
         "texts": dict(key),
+        "role": role,
         "tokenizer": fingerprint(tokenizer),
         "maxLength": max_length,
         "end": end_id,
@@ -52,7 +55,7 @@ def encode_texts(
         cache,
         "tokens",
         identity,
-        build=lambda folder: _build(folder, table, tokenizer, max_length, end_id, beat),
+        build=lambda folder: _build(folder, _chunks(table, role), tokenizer, max_length, end_id, beat),
         load=load_encoded,
         beat=beat,
     )
@@ -90,12 +93,19 @@ def write_targets(folder: Path, chunks: Iterable[Iterable[Row]], beat: Beat) -> 
     return count
 
 
-def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, end_id: int | None, beat: Beat) -> None:
+def _build(
+    folder: Path,
+    chunks: Iterable[dict[str, list[str]]],
+    tokenizer: Any,
+    max_length: int,
+    end_id: int | None,
+    beat: Beat,
+) -> None:
     lengths: list[np.ndarray[Any, Any]] = []
     seconds: list[np.ndarray[Any, Any]] = []
     truncated: list[bool] = []
     with (folder / "ids.bin").open("wb") as file:
-        for chunk in _chunks(table):
+        for chunk in chunks:
             rows, second, cut = _encode_chunk(tokenizer, chunk, max_length, end_id)
             lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
             seconds.append(second)
@@ -108,10 +118,12 @@ def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, end_i
         np.save(folder / "second.npy", np.concatenate(seconds))
 
 
-def _chunks(table: pa.Table) -> Iterator[dict[str, list[str]]]:
-    columns = [name for name in ("text", "text_pair") if name in table.column_names]
+def _chunks(table: pa.Table, role: str) -> Iterator[dict[str, list[str]]]:
+    """Texts, by the tokenizer's own names for them."""
+    names = {"target": "text_target"} if role == "target" else {"text": "text", "text_pair": "text_pair"}
+    columns = [name for name in names if name in table.column_names]
     for batch in table.select(columns).to_batches(max_chunksize=_CHUNK):
-        yield batch.to_pydict()
+        yield {names[name]: texts for name, texts in batch.to_pydict().items()}
 
 
 def _encode_chunk(
@@ -120,8 +132,7 @@ def _encode_chunk(
     """Ids of each text, where its second text starts (its length if there is none), and whether it was cut."""
     limit = max_length - (end_id is not None)
     encoded = tokenizer(
-        chunk["text"],
-        chunk.get("text_pair"),
+        **chunk,
         truncation=True,
         max_length=limit,
         return_attention_mask=False,

@@ -3,7 +3,7 @@
 Done before processes join each other, so that none waits in a collective; what is costly is made once, in the cache.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from finetune_trainer.data.objects import find_objects
 from finetune_trainer.data.order import Indices
 from finetune_trainer.data.pairs import row_numbers
 from finetune_trainer.data.read import Samples, read_samples
+from finetune_trainer.data.sequences import SequencePart
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.data.split import split_indices
 from finetune_trainer.data.tags import find_tags
@@ -271,7 +272,7 @@ def describe(prepared: Prepared, parts: Mapping[str, Part]) -> dict[str, Any]:
     }
     if prepared.labels is not None:
         described["labelCounts"] = {name: _counts(piece, prepared.labels) for name, piece in prepared.slices.items()}
-    texts = [part for part in parts.values() if isinstance(part, TextPart)]
+    texts = [part for part in parts.values() if isinstance(part, TextPart | SequencePart)]
     if texts:
         described["lengths"] = _lengths(texts)
     return described
@@ -286,10 +287,10 @@ def _counts(piece: Slice, labels: tuple[str, ...]) -> dict[str, int]:
     return {label: int(count) for label, count in zip(labels, counts, strict=True)}
 
 
-def _lengths(parts: list[TextPart]) -> dict[str, int]:
+def _lengths(parts: Sequence[TextPart | SequencePart]) -> dict[str, int]:
     lengths = np.concatenate([part.lengths for part in parts])
     p50, p90, p99 = np.percentile(lengths, (50, 90, 99)).astype(int).tolist()
-    cut = sum(int(part.encoded.truncated[part.rows].sum()) for part in parts if part.encoded.truncated is not None)
+    cut = sum(int(part.truncated.sum()) for part in parts)
     return {"p50": p50, "p90": p90, "p99": p99, "max": int(lengths.max()), "truncated": cut}
 
 

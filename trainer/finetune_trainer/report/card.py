@@ -30,6 +30,7 @@ _PIPELINES = {
     "image-captioning": "image-to-text",
     "image-text-matching": "zero-shot-image-classification",
     "token-classification": "token-classification",
+    "sequence-to-sequence": "text-generation",
 }
 """Task → ``pipeline_tag`` of the hub."""
 _CAPTIONING = """\
@@ -51,6 +52,19 @@ picture, texts = Image.open("picture.png").convert("RGB"), ["One text.", "Anothe
 inputs = processor(images=picture, text=texts, padding=True, return_tensors="pt")
 is_blip = config.model_type == "blip"
 print(model(**inputs, use_itm_head=False).itm_score if is_blip else model(**inputs).logits_per_image)"""
+_WRITING = """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(["A text."], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=50), skip_special_tokens=True)[0])"""
+_USAGES = {
+    "image-captioning": _CAPTIONING,
+    "image-text-matching": _MATCHING,
+    "sequence-to-sequence": _WRITING,
+}
+"""Task → how a model is used that has no pipeline."""
 _CALLS = {
     "object-detection": 'print(model("picture.png"))  # [{"box": {"xmin": …}, "label": …, "score": …}, …]',
     "image-classification": 'print(model("picture.png"))  # [{"label": …, "score": …}, …], the most probable first',
@@ -162,10 +176,8 @@ def _labels(evaluation: FinalEvaluation, preparation: Preparation | None) -> tup
 
 def usage(job: FineTuneJob) -> str:
     """Python that loads the model and applies it once."""
-    if job.spec.task == "image-captioning":
-        return _CAPTIONING
-    if job.spec.task == "image-text-matching":
-        return _MATCHING
+    if job.spec.task in _USAGES:
+        return _USAGES[job.spec.task]
     arguments = [f'"{_PIPELINES[job.spec.task]}"', "model=folder"]
     if job.spec.model.trust_remote_code:
         arguments.append("trust_remote_code=True")

@@ -7,6 +7,8 @@ from finetune_trainer.report.words import count, number, plural, rate
 Row = tuple[str, str]
 
 DEFAULT_EPOCHS = 3.0
+_OLD_HEADS = ("causal-lm", "image-captioning", "sequence-to-sequence")
+"""Tasks whose head is the checkpoint's own."""
 _PRECISIONS = {"auto": "bf16 where a GPU has it, else fp32"}
 
 
@@ -14,7 +16,7 @@ def setting_rows(job: FineTuneJob) -> tuple[Row, ...]:
     """The choices that a reader of the result wants to know, strategy first."""
     spec, training = job.spec, job.spec.training
     return (
-        ("What is trained", strategy_words(spec.strategy, has_new_head=spec.task != "causal-lm")),
+        ("What is trained", strategy_words(spec.strategy, has_new_head=spec.task not in _OLD_HEADS)),
         ("Learning rate", learning_rate_words(spec.strategy.learning_rate)),
         *_objective_rows(job),
         ("Schedule", f"{training.scheduler}, {_warmup_words(training)}"),

@@ -10,6 +10,7 @@ from finetune_trainer.tasks import (
     image_classification,
     image_text_matching,
     object_detection,
+    sequence_to_sequence,
     text_classification,
     text_regression,
     token_classification,
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[[JobSpec], Task]] = {
     "image-captioning": image_captioning.build,
     "image-text-matching": image_text_matching.build,
     "token-classification": token_classification.build,
+    "sequence-to-sequence": sequence_to_sequence.build,
 }
 
 
