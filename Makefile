@@ -7,6 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA := build/volumes/data
 READY := .venv/.ready
+JOBS ?= 2
 
 .PHONY: help
 help: ## Say what there is
@@ -30,9 +31,9 @@ demo: $(READY) ## Train a small image classifier in two processes and show where
 	$(BIN)/finetune run -f examples/digits.yaml --volumes build/volumes --out runs/digits
 
 .PHONY: test
-test: $(READY) ## Run the checks and the tests
+test: $(READY) ## Run the checks and the tests (JOBS=N test files at a time, 2 unless said)
 	$(MAKE) --no-print-directory verify
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile
 
 .PHONY: verify
 verify: $(READY) ## Check format, types, import boundaries and generated files
