@@ -1,17 +1,11 @@
-"""Every benchmark runs and prints figures. What the figures are is for a quiet machine to say."""
+"""Every benchmark of the trainer runs and prints figures. What they are is for a quiet machine to say."""
 
-import json
-import math
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from cluster.programs import build_all
-from cluster.running import Shape
+from figures import BENCHMARKS, assert_figures, run_quickly
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 FIGURES = {
@@ -35,24 +29,11 @@ FIGURES = {
         "ours / limit at 32",
         "ours - HF Trainer, points",
     },
+    "distillation": {"distilled - alone, points, mean of the seeds", "distilled - alone, points, worst seed"},
+    "pruning": {"steps saved, share", "same winner, share of the searches"},
     "passes": set(),
     "time_spent": set(),
 }
-
-
-SCALE = {
-    "last pod, ours / bare at 3",
-    "operator CPU ms a job at 3",
-    "operator requests a job at 3",
-    "looks a job at 3",
-    "operator peak MiB at 3",
-    "cores with 5 finished jobs",
-    "cores with 10,000, by a straight line",
-    "MiB with 10,000, by a straight line",
-}
-
-
-TENANTS = {"quiet p99, beside / alone, bare Jobs", "quiet p99, beside / alone, FineTuneJobs"}
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +46,10 @@ def data():
         pytest.skip(str(reason))
 
 
-def run(name, *arguments):
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=550).stdout
-
-
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.usefixtures("data")
 def test_a_benchmark_prints_its_figures(name):
     assert_figures(name, FIGURES[name])
-
-
-def test_the_operators_benchmarks_print_their_figures():
-    build_all(Shape(simulated_nodes=1).programs())
-    assert_figures("operator_scale", SCALE)
-    assert_figures("operator_tenants", TENANTS)
-
-
-def assert_figures(name, expected):
-    reports = [json.loads(line) for line in run(name, "--json").splitlines()]
-    figures = {figure["name"]: figure["value"] for report in reports for figure in report["figures"]}
-    assert figures.keys() == expected
-    assert all(math.isfinite(value) for value in figures.values())
-    assert all(report["rows"] for report in reports)
 
 
 def test_the_gpu_benchmark_says_if_there_is_no_gpu():
@@ -95,7 +57,7 @@ def test_the_gpu_benchmark_says_if_there_is_no_gpu():
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert "No GPU here" in run("gpu_tokens")
+    assert "No GPU here" in run_quickly("gpu_tokens")
 
 
 def test_the_data_set_is_large_and_every_text_has_one_label(data):

@@ -36,11 +36,16 @@ def fresh(start_cluster):
 
 @pytest.fixture
 def release(fresh, tmp_path):
-    """Helm at that cluster; what it leaves is removed."""
+    """Helm at that cluster; what it leaves is removed.
+
+    It installs as users do, and waits, for the API server is to know the kinds; no node is here that pods could run on.
+    """
     env = os.environ | {"KUBECONFIG": str(fresh.kubeconfig), "HELM_CACHE_HOME": str(tmp_path)}
 
     def run(verb, *arguments, chart=CHART, values=None):
         where = [RELEASE, *([] if verb in ("uninstall", "rollback") else [chart]), "--namespace", NAMESPACE]
+        if verb == "install":
+            where, values = [*where, "--wait"], {"replicas": 0} | (values or {})
         return helm(verb, *where, *arguments, values=values, env=env)
 
     yield run
@@ -117,6 +122,7 @@ def test_the_api_server_accepts_every_object_without_a_warning(fresh, release):
 
 def test_a_pod_is_admitted_where_restricted_is_enforced(fresh, release):
     release("install")
+    release("upgrade", values={"replicas": 2})
     fresh.kubectl("-n", NAMESPACE, "wait", "deployment/finetune-operator", "--for=jsonpath={.status.replicas}=2",
                   "--timeout=30s")  # fmt: skip
     assert len(fresh.get("pods", "-n", NAMESPACE)) == 2
