@@ -1,14 +1,18 @@
 """From the JSON of pods and Jobs to what decisions are made from."""
 
+import asyncio
 import copy
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from finetune_api import Cause, TerminationMessage
+from finetune_api.load import parse_job
 from finetune_api.status import LastCheckpoint, ProgressReport, Result, Stage
 from finetune_operator.attempts import is_in_doubt, numbers_of, observe_attempt
+from finetune_operator.bucket import TokenBucket
 from finetune_operator.kinds import CLAIM, FINE_TUNE_JOB, JOB, NETWORK_POLICY, POD, RUNTIME, SERVICE
+from finetune_operator.observe import Memory, Observer
 from finetune_operator.observed import ObservedAttempt, ObservedWorker, PlatformReason, WorkerPhase
 from finetune_operator.pods import observe_worker, waiting_text
 from finetune_operator.progress import relocate_message, relocate_report
@@ -361,6 +365,45 @@ def test_pods_of_a_held_job_are_no_end(store):
     (record,) = store.children_of(KEY).attempts.values()
     workers = observe_attempt(1, record, store.children_of(KEY).pods.values(), at(60)).workers
     assert {worker.phase for worker in workers} == {WorkerPhase.PENDING}
+
+
+class Asked:
+    """An API server that knows of one event."""
+
+    def __init__(self):
+        self.count = 0
+
+    async def pages(self, _kind, _namespace, **query):
+        assert query["fieldSelector"].endswith("reason=FailedCreate")
+        self.count += 1
+        yield [{"message": "Error creating: no room"}]
+
+
+def test_why_there_are_no_pods_is_asked_now_and_then(store):
+    store.see(FINE_TUNE_JOB, tune_job())
+    store.see(JOB, job())
+    spec = {"task": "causal-lm", "model": {"source": "hf://a/b"}, "data": {"source": "hf://a/c"}}
+    tuned = parse_job(tune_job() | {"spec": spec})
+    api, seconds, memory = Asked(), 2.0, Memory()
+    once = TokenBucket(1 / 40, 1, lambda: seconds)
+    observer = Observer(store, api, None, once, once, lambda: at(seconds), lambda: seconds)
+
+    def look(at_second):
+        nonlocal seconds
+        seconds = at_second
+        found = asyncio.run(observer.observe(KEY, tuned, memory))
+        return api.count, found.observed.attempt.waiting, found.quiet_seconds
+
+    assert look(2.0) == (0, None, 6)
+    assert look(8.0) == (1, "its pods cannot be made: no room", 30)
+    assert look(20.0) == (1, "its pods cannot be made: no room", 18)
+    assert look(38.0) == (1, "its pods cannot be made: no room", 20), "too many are asking"
+    assert look(58.0) == (2, "its pods cannot be made: no room", 30)
+    store.see(POD, RUNNING)
+    assert look(60.0) == (2, "its pods cannot be made: no room", 0), "a worker that runs is looked at as ever"
+    store.see(POD, PEER)
+    assert look(61.0) == (2, None, 0)
+    assert memory.ask_at is None
 
 
 def test_a_namesakes_children_are_not_the_jobs(store):

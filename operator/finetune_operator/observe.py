@@ -29,6 +29,8 @@ from finetune_operator.store import Store
 PODLESS_SECONDS = 8.0
 """A Job that has not made its pods by then is asked why."""
 ASK_AGAIN_SECONDS = 30.0
+BUSY_SECONDS = 20.0
+"""Later by so much is asked if too many are asking."""
 Pull = Callable[[str], Awaitable[ProgressReport | None]]
 """Address of worker 0 → its report."""
 
@@ -42,8 +44,8 @@ class Memory:
     """When its status was last written, in the clock's seconds."""
     doubted: bool = False
     refused_pods: str | None = None
-    asked_at: float = -1e9
-    """When it was last asked why there are no pods."""
+    ask_at: float | None = None
+    """When to ask why there are no pods; None if there are."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Observation:
     """None if it may not run."""
     in_doubt: bool = False
     """What is known contradicts itself; it will not in a moment."""
+    quiet_seconds: float = 0.0
+    """How long nothing can be learned but by the watches, which tell when it is there."""
 
 
 @dataclass
@@ -93,7 +97,11 @@ class Observer:
         memory.doubted = False
         attempt = await self._attempt(key, number, memory)
         report = await self._report(key, attempt, memory)
-        return Observation(replace(observed, attempt=attempt, report=report), resolved)
+        return Observation(
+            replace(observed, attempt=attempt, report=report),
+            resolved,
+            quiet_seconds=memory.ask_at - self.clock() if memory.ask_at and not self._pods(key, number) else 0.0,
+        )
 
     async def _resolve(self, job: FineTuneJob) -> Resolved | Refusal:
         record = self.store.runtimes.get(job.spec.runtime)
@@ -146,17 +154,24 @@ class Observer:
         if job is not None and len(newest_pods(pods)) < job.workers:
             await self._ask_why(key, job, memory)
         else:
-            memory.refused_pods = None
+            memory.refused_pods = memory.ask_at = None
         attempt = observe_attempt(number, job, pods, self.now(), memory.refused_pods)
         return attempt if job is None or job.run is None else _relocated(attempt, job.run)
 
     async def _ask_why(self, key: Key, job: AttemptRecord, memory: Memory) -> None:
         """The Job controller tells in events alone why it cannot make a pod (quota, policy)."""
-        age = (self.now() - job.created).total_seconds()
-        asked = self.clock() - memory.asked_at < ASK_AGAIN_SECONDS
-        if job.is_suspended or job.ended is not None or age < PODLESS_SECONDS or asked or not self.asks.take():
+        if job.is_suspended or job.ended is not None:
+            memory.ask_at = None
             return
-        memory.asked_at = self.clock()
+        now, age = self.clock(), (self.now() - job.created).total_seconds()
+        if memory.ask_at is None:
+            memory.ask_at = now + max(0.0, PODLESS_SECONDS - age)
+        if now < memory.ask_at:
+            return
+        may_ask = self.asks.take()
+        memory.ask_at = now + (ASK_AGAIN_SECONDS if may_ask else BUSY_SECONDS)
+        if not may_ask:
+            return
         selector = f"involvedObject.uid={job.uid},reason=FailedCreate"
         try:
             pages = self.api.pages(CORE_EVENT, key.namespace, fieldSelector=selector)

@@ -102,7 +102,7 @@ class Reconciler:
         left = self.store.jobs.get(key)
         if left is not None and left.is_finished:
             return await self.reconcile(key)  # nobody tells of our own write again
-        return self._stretched(made.look_again_seconds)
+        return self._stretched(made.look_again_seconds, observation.quiet_seconds)
 
     async def _act(self, key: Key, observation: Observation) -> Plan:
         """Do what is planned; returns the plan, or what is to be said where the cluster did not take it."""
@@ -156,11 +156,12 @@ class Reconciler:
         await self.applier.delete_job(key, record)
         return None
 
-    def _stretched(self, seconds: float | None) -> float | None:
+    def _stretched(self, seconds: float | None, quiet_seconds: float) -> float | None:
         """With very many running jobs, and in a burst of new ones, looks for mere progress are further apart."""
         if seconds != POLL_SECONDS:
             return seconds
-        return max(2 * seconds if self.starts.is_crowded() else seconds, len(self._memories) / LOOKS_A_SECOND)
+        crowded = 2 * seconds if self.starts.is_crowded() else seconds
+        return max(crowded, len(self._memories) / LOOKS_A_SECOND, quiet_seconds)
 
 
 _log = logging.getLogger(__name__)
