@@ -100,7 +100,9 @@ class Observer:
         return Observation(
             replace(observed, attempt=attempt, report=report),
             resolved,
-            quiet_seconds=memory.ask_at - self.clock() if memory.ask_at and not self._pods(key, number) else 0.0,
+            quiet_seconds=memory.ask_at - self.clock()
+            if memory.ask_at is not None and not self._pods(key, number)
+            else 0.0,
         )
 
     async def _resolve(self, job: FineTuneJob) -> Resolved | Refusal:

@@ -100,17 +100,24 @@ class R2(R2Score):
         return result
 
 
-class EntityScores(Metric):
-    """Precision, recall and F1 of entities, over all texts."""
+class SummedScores(Metric):
+    """Several scores, the higher the better, from sums over samples."""
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
     sums: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+
+class EntityScores(SummedScores):
+    """Precision, recall and F1 of entities, over all texts."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
 
     def update(self, counts: Tensor) -> None:
         """Take in entities (n, 3) of each text, as ``entity_counts`` has them."""

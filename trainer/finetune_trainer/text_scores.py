@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from finetune_trainer.bootstrap import Cells, Family
+from finetune_trainer.streamed import SummedScores
 
 _GRAMS = 4
 _WORD = re.compile(r"[^\W_]+")
@@ -85,17 +85,11 @@ def _cells(sums: Tensor) -> Cells:
     return Cells(samples, cells, sums.flatten())
 
 
-class TextScores(Metric):
+class TextScores(SummedScores):
     """All of ``metrics.TEXT_SCORES``; 0 for no text at all."""
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-    sums: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(CELLS, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(CELLS)
 
     def update(self, written: Sequence[str], expected: Sequence[str]) -> None:
         """Take in texts (n) that the model wrote, and those that were expected."""

@@ -73,7 +73,8 @@ def _build(folder: Path, table: pa.Table, tokenizer: Any, max_length: int, origi
         rendered = [render(row, tokenizer, lambda i=start + i: origin(i)) for i, row in enumerate(rows)]  # type: ignore[misc]
         return _encode(tokenizer, rendered, max_length)
 
-    if not write_targets(folder, map(encoded, range(0, len(table), _CHUNK)), beat):
+    # Nothing is before the first token that it could be predicted from.
+    if not write_targets(folder, map(encoded, range(0, len(table), _CHUNK)), beat, first=1):
         raise DataError(f"spec.data: no answer is left within spec.data.maxLength ({max_length} tokens); raise it")
 
 

@@ -74,8 +74,8 @@ def fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256((content + json.dumps(settings, default=str, sort_keys=True)).encode()).hexdigest()
 
 
-def write_targets(folder: Path, chunks: Iterable[Iterable[Row]], beat: Beat) -> int:
-    """Write an entry of texts whose tokens have targets; returns how many tokens have one."""
+def write_targets(folder: Path, chunks: Iterable[Iterable[Row]], beat: Beat, *, first: int = 0) -> int:
+    """Write an entry of texts whose tokens have targets; returns how many have one, from place ``first`` on."""
     lengths: list[int] = []
     cut: list[bool] = []
     count = 0
@@ -86,7 +86,7 @@ def write_targets(folder: Path, chunks: Iterable[Iterable[Row]], beat: Beat) -> 
                 np.array(targets, np.int32).tofile(targets_file)
                 lengths.append(len(ids))
                 cut.append(was_cut)
-                count += sum(target != IGNORED for target in targets)
+                count += sum(target != IGNORED for target in targets[first:])
             beat()
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     np.save(folder / "truncated.npy", np.array(cut, bool))
