@@ -4,7 +4,7 @@ Invariant: a rule is declared once, as a ``Rule``, and holds in both places that
 the generated CRD carries ``cel``. A test evaluates both on the same objects.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -37,6 +37,11 @@ class Rule:
     """What is wrong and what to do, as the user reads it."""
     field: str = ""
     """The field (camelCase) that the message is about; empty for the object as a whole."""
+
+
+def cel_list(names: Iterable[str]) -> str:
+    """Names as a list in CEL."""
+    return f"[{', '.join(map(repr, names))}]"
 
 
 class ApiModel(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Fraction, Rule, Source, Word
+from finetune_api.base import ApiModel, Fraction, Rule, Source, Word, cel_list
 
 ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -19,14 +19,10 @@ FITTING: dict[str, tuple[str, ...]] = {
 """Loss → tasks that it goes with. A multi-label classification takes bce and focal, any other all but bce."""
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return f"[{', '.join(map(repr, names))}]"
-
-
 def _only(field: str, attribute: str, *names: str) -> Rule:
     """``field`` goes with the losses ``names`` alone."""
     return Rule(
-        cel=f"!has(self.{field}) || self.name in {_listed(names)}",
+        cel=f"!has(self.{field}) || self.name in {cel_list(names)}",
         check=lambda loss: getattr(loss, attribute) is None or loss.name in names,
         message=f"goes with {' and '.join(names)} only",
         field=field,
@@ -95,7 +91,7 @@ _TAUGHT = ("text-classification", "image-classification", "causal-lm")
 
 
 _FITS = " || ".join(
-    f"(self.training.loss.name == {name!r} && self.task in {_listed(tasks)})" for name, tasks in FITTING.items()
+    f"(self.training.loss.name == {name!r} && self.task in {cel_list(tasks)})" for name, tasks in FITTING.items()
 )
 
 RULES = (
@@ -117,7 +113,7 @@ RULES = (
         field="training.loss.name",
     ),
     Rule(
-        cel=f"{_LOSS} || !(self.task in {_listed(_LANGUAGE)})"
+        cel=f"{_LOSS} || !(self.task in {cel_list(_LANGUAGE)})"
         " || !(has(self.training.loss.balanced) || has(self.training.loss.classWeights))",
         check=lambda spec: (
             spec.training.loss is None
@@ -128,7 +124,7 @@ RULES = (
         field="training.loss",
     ),
     Rule(
-        cel=f"{_TEACHER} || self.task in {_listed(_TAUGHT)}",
+        cel=f"{_TEACHER} || self.task in {cel_list(_TAUGHT)}",
         check=lambda spec: spec.strategy.distillation is None or spec.task in _TAUGHT,
         message=f"goes with the tasks {', '.join(_TAUGHT)} only",
         field="strategy.distillation",

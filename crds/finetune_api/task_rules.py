@@ -1,18 +1,13 @@
 """What goes with which task, where that is a rule of columns, labels and heads."""
 
-from finetune_api.base import Rule
+from finetune_api.base import Rule, cel_list
 
 IMAGE_TASKS = ("image-classification", "object-detection", "image-captioning", "image-text-matching")
 """Tasks whose batches are counted in images."""
 
-
-def _listed(names: tuple[str, ...]) -> str:
-    return "[" + ", ".join(f"'{name}'" for name in names) + "]"
-
-
 TASK_RULES = (
     Rule(
-        cel=f"!has(self.training) || !has(self.training.tokensPerBatch) || !(self.task in {_listed(IMAGE_TASKS)})",
+        cel=f"!has(self.training) || !has(self.training.tokensPerBatch) || !(self.task in {cel_list(IMAGE_TASKS)})",
         check=lambda spec: spec.training.tokens_per_batch is None or spec.task not in IMAGE_TASKS,
         message="counts text tokens; use batchSize for images",
         field="training.tokensPerBatch",
