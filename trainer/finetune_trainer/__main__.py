@@ -7,6 +7,7 @@ TerminationMessage, and the process ends with its code.
 import contextlib
 import errno
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -37,6 +38,9 @@ _LOST_PEER = (
 )
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 _MESSAGE_CHARACTERS = 1000
+_GC_THRESHOLD = 50_000
+"""New containers before the collector runs, until training begins; Python's own is 700. What is imported stays: to look
+through it again and again took a sixth of a start (1.5 s of 8.8 for torch, transformers and the trainer)."""
 _LEFT_EARLY = TerminationMessage(
     exit_code=ExitCode.PREEMPTED, cause=Cause.PREEMPTED, message="asked to leave before the first step"
 )
@@ -49,6 +53,7 @@ def main() -> NoReturn:
     except SpecError as error:
         print(error, file=sys.stderr)
         sys.exit(ExitCode.BAD_SPEC)
+    gc.set_threshold(_GC_THRESHOLD)
     stop = StopRequest()
     stop.install(lambda: _end(context, _LEFT_EARLY))
     _set_up_logging(context)

@@ -1,6 +1,7 @@
 """One process's run, from the first file read to the last file written: prepare, join, train, judge, export, report."""
 
 import datetime as dt
+import gc
 import json
 import logging
 import os
@@ -59,6 +60,8 @@ log = logging.getLogger(__name__)
 
 IMAGE_LOADERS = 8
 """Processes at most that read images ahead for one GPU."""
+GC_THRESHOLD = 700
+"""New containers before the collector runs, in training: Python's own, so that a cycle with tensors is found soon."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def run(process: Process) -> Result | None:
     with process.heartbeat.pulse():
         inner, rates = build_model(process.spec, material)
         loop, state = assemble(process, group, material, inner, rates)
+    gc.set_threshold(GC_THRESHOLD)
     process.stop.defer()
     with last_words(loop.accelerator):
         state = loop.run(state)
