@@ -13,6 +13,8 @@ hypothesis.settings.register_profile("busy", hypothesis.settings(), deadline=Non
 hypothesis.settings.load_profile("busy")
 """An example may take longer than 200 ms where the machine is busy."""
 
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Tiny models are slower on several threads, and where tests run beside each other, three times as slow."""
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
@@ -28,13 +30,6 @@ def pytest_sessionfinish(session):
         for report in skipped:
             print(f"\nskipped, which CI=true does not allow: {report.nodeid}: {report.longrepr}", file=sys.stderr)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models are slower on several threads, the more so where tests run beside each other."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def run_quickly(name, *arguments):
     """Standard output of a benchmark with tiny settings."""
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *arguments]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--threads", "1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=550).stdout
 
 

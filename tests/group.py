@@ -67,9 +67,6 @@ def free_port() -> int:
 
 
 def _serve(pipe: Connection) -> None:
-    import torch
-
-    torch.set_num_threads(1)
     while True:
         try:
             function, rank, world_size, port, arguments = pipe.recv()

@@ -340,7 +340,7 @@ def test_a_second_interrupt_ends_it_at_once(start, scripts, out):
 
 def test_the_command_is_killed_while_its_workers_run(start, scripts, out):
     """The next command waits until the orphans have left, and their attempt costs no budget."""
-    scripts({"hold_at": 7, "linger": 1.5})
+    scripts({"hold_at": 7, "linger": 5})
     first = start()
     held(out)
     assert status_of(out).phase == "Running"

@@ -54,7 +54,7 @@ class Resources(ApiModel):
     """What one worker needs."""
 
     cpu: Quantity | None = None
-    """CPU cores of a worker, for example `4` or `500m`."""
+    """CPU cores of a worker, for example `4` or `500m`. Its processes share them, a thread for each whole core."""
     memory: Quantity | None = None
     """Memory of a worker, for example `16Gi`."""
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None

@@ -4,7 +4,6 @@ import datetime as dt
 import gc
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from finetune_api.cores import usable_cores
 from finetune_api.job import JobSpec
 from finetune_api.status import LastCheckpoint, Result, Stage
 from finetune_trainer import checkpoint
@@ -325,7 +325,7 @@ def _loader_workers(context: Context, task: Task) -> int:
     """Processes that read ahead: worth it for images on a GPU; texts are ready, and a CPU run has no core to spare."""
     if not task.reads_images or not torch.cuda.is_available():
         return 0
-    cores = len(os.sched_getaffinity(0)) // max(1, context.local_world_size)
+    cores = usable_cores() // max(1, context.local_world_size)
     return max(0, min(IMAGE_LOADERS, cores - 1))
 
 

@@ -4,13 +4,13 @@ Invariant: a trial that has not ended has a LocalCluster for as long as anything
 run's lock as long; so a trial is never run twice, by us or by another command.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.cores import usable_cores
 from finetune_api.job import FineTuneJob
 from finetune_api.status import JobStatus
 from finetune_cli.experiments.store import ExperimentStore
@@ -116,7 +116,7 @@ class LocalTrials:
 
     def _environment_of(self, job: FineTuneJob) -> Mapping[str, str]:
         """Trials that run at the same time share the cores, unless the user has said how many threads there are."""
-        cores = len(os.sched_getaffinity(0)) // (self._parallelism * job.spec.distributed.world_size)
+        cores = usable_cores() // (self._parallelism * job.spec.distributed.world_size)
         return {_THREADS: str(max(1, cores)), **self._environment}
 
     def _say_waiting(self, name: str) -> Any:
