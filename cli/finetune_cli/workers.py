@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.cores import usable_cores
+from finetune_api.cgroups import usable_cores
 from finetune_api.job import FineTuneJob
 from finetune_api.outcomes import ExitCode
 from finetune_api.status import TERMINATION_MESSAGE_BYTES, TerminationMessage

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune_api.cgroups import ROOT, cgroup_folders, read_or_nothing
 from finetune_api.job import JobSpec
 from finetune_api.outcomes import Cause
 from finetune_trainer.data.dataset import Part
@@ -30,6 +31,8 @@ from finetune_trainer.task import Objective
 log = logging.getLogger(__name__)
 
 FIELD = "spec.training.batchSize"
+_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files that tell what a cgroup may take and what it takes, v2 and v1."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _no_room(what: str) -> PlatformError:
     )
 
 
-def available_memory(root: Path = Path("/")) -> int:
+def available_memory(root: Path = ROOT) -> int:
     """Bytes that this process and those beside it may still take: of the machine, and of the cgroups that it is in.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.current; the page cache gives way) and
@@ -174,35 +177,15 @@ def available_memory(root: Path = Path("/")) -> int:
     """
     lines = (root / "proc/meminfo").read_text().splitlines()
     room = [1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])]
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            room += _left(root / "sys/fs/cgroup", path, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            room += _left(root / "sys/fs/cgroup/memory", path, *names)
+    for folder in cgroup_folders("memory", root):
+        for limit, used in _LIMITS:
+            most, now = read_or_nothing(folder / limit).strip(), read_or_nothing(folder / used).strip()
+            if most.isdecimal() and now.isdecimal():
+                room.append(int(most) - int(now) + _page_cache(folder))
     return max(0, min(room))
-
-
-def _left(mount: Path, path: str, limit: str, used: str) -> list[int]:
-    """What each group from ``path`` up has left. In a container its own group is the mount itself."""
-    group = mount / path.lstrip("/")
-    found = []
-    for folder in {mount, group, *group.parents}:
-        most, now = _read(folder / limit).strip(), _read(folder / used).strip()
-        if folder.is_relative_to(mount) and most.isdecimal() and now.isdecimal():
-            found.append(int(most) - int(now) + _page_cache(folder))
-    return found
 
 
 def _page_cache(folder: Path) -> int:
     """Bytes of files that nobody has read lately: the kernel gives them up first."""
-    lines = [line.split() for line in _read(folder / "memory.stat").splitlines()]
+    lines = [line.split() for line in read_or_nothing(folder / "memory.stat").splitlines()]
     return next((int(value) for name, value in lines if name == "inactive_file"), 0)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

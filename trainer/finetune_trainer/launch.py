@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from finetune_api.cores import usable_cores
+from finetune_api.cgroups import usable_cores
 from finetune_api.errors import SpecError
 from finetune_api.job import FineTuneJob, JobSpec
 from finetune_api.load import read_job

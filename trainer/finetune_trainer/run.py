@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from finetune_api.cores import usable_cores
+from finetune_api.cgroups import usable_cores
 from finetune_api.job import JobSpec
 from finetune_api.status import LastCheckpoint, Result, Stage
 from finetune_trainer import checkpoint

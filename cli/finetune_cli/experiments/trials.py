@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.cores import usable_cores
+from finetune_api.cgroups import usable_cores
 from finetune_api.job import FineTuneJob
 from finetune_api.status import JobStatus
 from finetune_cli.experiments.store import ExperimentStore
