@@ -1,7 +1,6 @@
 """One pass over all samples: what duplicates are told by goes to files, which stay small beside the samples."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -28,7 +27,7 @@ from finetune_trainer.cleaning.perceptual import (
 from finetune_trainer.cleaning.text_hashes import Indices, mixed, pairs_of_words, word_hashes
 from finetune_trainer.cleaning.twins import Same
 from finetune_trainer.data.cache import Beat
-from finetune_trainer.data.images import read_image
+from finetune_trainer.data.images import image_readers, read_image
 from finetune_trainer.errors import DataError, NotFoundError
 
 _IMAGE_KEYS = 32
@@ -101,7 +100,7 @@ def look(contents: Contents, near: NearDuplicates | None, folder: Path, *, forgi
     broken: dict[int, str] = {}
     bands: tuple[Path, ...] = ()
     row = 0
-    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+    with ExitStack() as stack, image_readers() as pool:
         files: dict[str, Any] = {}
 
         def write(name: str, values: NDArray[Any]) -> None:

@@ -4,17 +4,29 @@ Invariant: what comes back is RGB, upright, decoded whole; anything else is a Da
 """
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from finetune_api.cgroups import usable_cores
 from finetune_trainer.errors import DataError, Denied, NotFoundError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Suffixes of image files, in lower case."""
+WAITING_READERS = 4
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Decoders that a file may reach, whatever its name says: no others, for they run on what strangers made."""
+
+
+def image_readers() -> ThreadPoolExecutor:
+    """Threads that read and decode images: one a core, and some that wait for the disk meanwhile.
+
+    Not as many as the node has cores, which is Python's default: each holds an image, and the container's memory is not
+    the node's.
+    """
+    return ThreadPoolExecutor(usable_cores() + WAITING_READERS)
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -4,7 +4,6 @@ Done before processes join each other, so that none waits in a collective; what 
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from finetune_trainer.data.augment.variants import TextChanges, vary
 from finetune_trainer.data.cache import Beat, cached
 from finetune_trainer.data.dataset import ImagePart, Part, TextPart, targets_tensor
 from finetune_trainer.data.encode import encode_texts
-from finetune_trainer.data.images import read_image
+from finetune_trainer.data.images import image_readers, read_image
 from finetune_trainer.data.labels import IdLists, find_labels, find_numbers
 from finetune_trainer.data.objects import find_objects
 from finetune_trainer.data.order import Indices
@@ -243,7 +242,7 @@ def check_images(samples: Samples, paths: list[str], cache: Path, beat: Beat) ->
 
     def build(folder: Path) -> None:
         sizes: list[tuple[int, int]] = []
-        with ThreadPoolExecutor() as pool:
+        with image_readers() as pool:
             for start in range(0, len(paths), _IMAGE_CHUNK):
                 sizes += pool.map(_size, paths[start : start + _IMAGE_CHUNK])
                 beat()
