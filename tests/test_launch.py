@@ -3,15 +3,17 @@
 import pytest
 
 from finetune_api.load import parse_job
+from finetune_trainer import launch
 from finetune_trainer.launch import rank_variables
 
 
-def variables(task, precision, environment):
+def variables(task, precision, environment, **more):
     spec = {
         "task": task,
         "model": {"source": "file:///models/m"},
         "data": {"source": "file:///data/d"},
         "training": {"precision": precision},
+        **more,
     }
     name = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "a"}}
     return rank_variables(parse_job({**name, "spec": spec}), 0, 0, environment)
@@ -29,3 +31,13 @@ KERNELS = {
 @pytest.mark.parametrize(("task", "precision", "environment", "kept"), KERNELS.values(), ids=KERNELS)
 def test_few_kernels_are_kept_where_shapes_vary(task, precision, environment, kept):
     assert variables(task, precision, environment).get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == kept
+
+
+def test_threads_are_shared_by_the_processes_of_a_worker(monkeypatch):
+    monkeypatch.setattr(launch, "usable_cores", lambda: 12)
+    spread = {"distributed": {"processesPerWorker": 4}}
+    found = variables("text-regression", "auto", {"OMP_NUM_THREADS": "2"}, **spread)
+    assert {name: found[name] for name in launch.THREADS} == {
+        "OMP_NUM_THREADS": "2",  # as the user says
+        "TORCHINDUCTOR_COMPILE_THREADS": "3",
+    }
