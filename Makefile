@@ -33,7 +33,7 @@ demo: $(READY) ## Train a small image classifier in two processes and show where
 .PHONY: test
 test: $(READY) ## Run the checks and the tests (JOBS=N test files at a time, 2 unless said)
 	$(MAKE) --no-print-directory verify
-	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile
+	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 .PHONY: verify
 verify: $(READY) ## Check format, types, import boundaries and generated files

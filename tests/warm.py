@@ -38,6 +38,7 @@ def start(request: dict[str, Any]) -> int:
     pid = os.fork()
     if not pid:
         _in_child(lambda: _launch(request))
+    os.setpgid(pid, pid)  # so does the child, but it may be a while until it runs, and whoever asked may kill the group
     return pid
 
 
@@ -49,7 +50,7 @@ def poll(request: dict[str, Any]) -> int | None:
 def _launch(request: dict[str, Any]) -> int:
     from finetune_trainer import launch
 
-    os.setsid()
+    os.setpgid(0, 0)
     if request.get("with_parent") and (child := os.fork()):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
