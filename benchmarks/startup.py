@@ -130,6 +130,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.texts, options.repeats = 200, 1
+    # A shell that runs this in the background has it, and all that it starts, ignore what ends a side.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     compare(options).print(as_json=options.json)
 
 
