@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_api.cgroups import usable_cores
+
 Record = dict[str, Any]
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 
 
 def cpu_seconds() -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_api import cgroups
 from finetune_api.load import parse_job
 from finetune_trainer import launch
 from finetune_trainer.launch import rank_variables
@@ -34,7 +35,7 @@ def test_few_kernels_are_kept_where_shapes_vary(task, precision, environment, ke
 
 
 def test_threads_are_shared_by_the_processes_of_a_worker(monkeypatch):
-    monkeypatch.setattr(launch, "usable_cores", lambda: 12)
+    monkeypatch.setattr(cgroups, "usable_cores", lambda: 12)
     spread = {"distributed": {"processesPerWorker": 4}}
     found = variables("text-regression", "auto", {"OMP_NUM_THREADS": "2"}, **spread)
     assert {name: found[name] for name in launch.THREADS} == {

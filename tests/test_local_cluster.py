@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from finetune_api import read_job
+from finetune_api import cgroups, read_job
 from finetune_cli.run import Options, run
 from finetune_cli.store import Store
 from finetune_cli.workers import threads_per_process
@@ -293,7 +293,7 @@ THREADS = {
 
 @pytest.mark.parametrize(("distributed", "threads"), THREADS.values(), ids=THREADS)
 def test_threads_of_a_process(job_file, monkeypatch, distributed, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(cgroups, "usable_cores", lambda: 8)
     job = read_job(job_file, tuple(f"spec.distributed.{name}={value}" for name, value in distributed.items()))
     assert threads_per_process(job) == threads
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.cgroups import usable_cores
+from finetune_api.cgroups import cores_for_each
 from finetune_api.job import FineTuneJob
 from finetune_api.outcomes import ExitCode
 from finetune_api.status import TERMINATION_MESSAGE_BYTES, TerminationMessage
@@ -171,7 +171,7 @@ def start_attempt(
 
 def threads_per_process(job: FineTuneJob) -> int:
     """Cores that each process of the run has for itself: all of its workers share this machine."""
-    return max(1, usable_cores() // job.spec.distributed.world_size)
+    return cores_for_each(job.spec.distributed.world_size)
 
 
 def _variables(store: Store, number: int, index: int) -> dict[str, str]:

@@ -36,6 +36,11 @@ def usable_cores(root: Path = ROOT) -> int:
     return max(1, int(min((len(os.sched_getaffinity(0)), *_cpu_limits(root)))))
 
 
+def cores_for_each(processes: int) -> int:
+    """Cores that each of so many processes has for itself, 1 at least."""
+    return max(1, usable_cores() // processes)
+
+
 def _cpu_limits(root: Path) -> Iterator[float]:
     """Seconds of CPU a second, of each group that has a limit."""
     for folder in cgroup_folders("cpu", root):

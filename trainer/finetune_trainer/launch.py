@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from finetune_api.cgroups import usable_cores
+from finetune_api.cgroups import cores_for_each
 from finetune_api.errors import SpecError
 from finetune_api.job import FineTuneJob, JobSpec
 from finetune_api.load import read_job
@@ -191,7 +191,7 @@ class Worker:
 def rank_variables(job: FineTuneJob, worker: int, local: int, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of one process, as torchrun would set them."""
     spread = job.spec.distributed
-    cores = max(1, usable_cores() // spread.processes)
+    cores = cores_for_each(spread.processes)
     return {
         "RANK": str(worker * spread.processes + local),
         "LOCAL_RANK": str(local),

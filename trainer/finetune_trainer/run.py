@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from finetune_api.cgroups import usable_cores
+from finetune_api.cgroups import cores_for_each
 from finetune_api.job import JobSpec
 from finetune_api.status import LastCheckpoint, Result, Stage
 from finetune_trainer import checkpoint
@@ -325,8 +325,7 @@ def _loader_workers(context: Context, task: Task) -> int:
     """Processes that read ahead: worth it for images on a GPU; texts are ready, and a CPU run has no core to spare."""
     if not task.reads_images or not torch.cuda.is_available():
         return 0
-    cores = usable_cores() // max(1, context.local_world_size)
-    return max(0, min(IMAGE_LOADERS, cores - 1))
+    return min(IMAGE_LOADERS, cores_for_each(context.local_world_size) - 1)
 
 
 def describe_run(context: Context, material: Material, inner: nn.Module, rates: tuple[Rate, ...]) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.cgroups import usable_cores
+from finetune_api.cgroups import cores_for_each
 from finetune_api.job import FineTuneJob
 from finetune_api.status import JobStatus
 from finetune_cli.experiments.store import ExperimentStore
@@ -116,8 +116,8 @@ class LocalTrials:
 
     def _environment_of(self, job: FineTuneJob) -> Mapping[str, str]:
         """Trials that run at the same time share the cores, unless the user has said how many threads there are."""
-        cores = usable_cores() // (self._parallelism * job.spec.distributed.world_size)
-        return {_THREADS: str(max(1, cores)), **self._environment}
+        cores = cores_for_each(self._parallelism * job.spec.distributed.world_size)
+        return {_THREADS: str(cores), **self._environment}
 
     def _say_waiting(self, name: str) -> Any:
         def say(holder: int | None) -> None:
