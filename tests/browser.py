@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.common.exceptions import WebDriverException
+from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -78,10 +78,15 @@ class Browser:
         """What a function of this body returns in the page."""
         return self.driver.execute_script(body, *arguments)
 
-    def until(self, condition: str | Callable[[], Any], seconds: float, what: str) -> Any:
-        """What ``condition`` (a script's body, or a function) gives, as soon as it is true."""
+    def until(
+        self, condition: str | Callable[[], Any], seconds: float, what: str, seen: Callable[[], Any] | None = None
+    ) -> Any:
+        """What ``condition`` (a script's body, or a function) gives, once it is true; a failure tells ``seen``."""
         look = (lambda: self.script(condition)) if isinstance(condition, str) else condition
-        return WebDriverWait(self.driver, seconds, 0.1).until(lambda _: look(), f"waited {seconds} s for {what}")
+        try:
+            return WebDriverWait(self.driver, seconds, 0.1).until(lambda _: look())
+        except TimeoutException:
+            pytest.fail(f"waited {seconds} s for {what}" + (f", not {seen()}" if seen else ""))
 
     def press(self, *keys: str) -> None:
         """Press keys (``selenium.webdriver.Keys`` or characters), wherever the focus is."""

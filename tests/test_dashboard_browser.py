@@ -61,14 +61,14 @@ class Page:
         return self.browser.script(ROWS)
 
     def await_rows(self, *names):
-        self.browser.until(lambda: self.rows() == list(names), SECONDS, f"rows {names}, not {self.rows()}")
+        self.browser.until(lambda: self.rows() == list(names), SECONDS, f"rows {names}", self.rows)
 
     def text(self, selector):
         return self.browser.script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def await_text(self, selector, text):
         self.browser.until(
-            lambda: text in self.text(selector), SECONDS, f"{text} in {selector}, not {self.text(selector)}"
+            lambda: text in self.text(selector), SECONDS, f"{text} in {selector}", lambda: self.text(selector)
         )
 
     def cells(self, name):
@@ -148,14 +148,17 @@ def test_a_job_from_its_making_to_its_deletion(browser, cluster, namespace):
 # --- the list
 
 
+LISTED = (
+    "queries-multilingual", "reviews-distilled", "reviews-schemes", "reviews-large", "ranking-pairs",
+    "triage", "answers-8b", "routing-schemes", "intents", "summaries",
+    "labels-h100", "defects", "captions", "parts",
+)  # fmt: skip
+
+
 def test_what_is_listed_and_how(page, served):
     served.put(*some())
     page.open()
-    page.await_rows(
-        "queries-multilingual", "reviews-distilled", "reviews-schemes", "reviews-large", "ranking-pairs",
-        "triage", "answers-8b", "routing-schemes", "intents", "summaries",
-        "labels-h100", "defects", "captions", "parts",
-    )  # fmt: skip
+    page.await_rows(*LISTED)
     *told, age = page.cells("reviews-large")
     assert told == ["reviews-large\nTraining", "Running", "68 %, 7:56 min left", "accuracy 0.9111", "2"]
     assert re.fullmatch(r"\d+ h", age)
@@ -195,9 +198,7 @@ def test_filters_by_their_address(browser, life):
     page.open()
     for name, (address, expected) in FILTERS.items():
         browser.script("location.hash = arguments[0]", address)
-        browser.until(
-            lambda expected=expected: page.rows() == expected, SECONDS, f"{name}: {expected}, not {page.rows()}"
-        )
+        browser.until(lambda expected=expected: page.rows() == expected, SECONDS, f"{name}: {expected}", page.rows)
     assert page.text("#nothing") == "None of 17 objects matches the filter."
 
 
@@ -412,7 +413,7 @@ def test_what_cannot_be_read_is_told_and_since_when(page, served):
 def test_by_keyboard_alone(page, served):
     served.put(*some())
     page.open()
-    page.await_rows(*page.rows())
+    page.await_rows(*LISTED)
     browser = page.browser
     reached = []
     for _ in range(7):
