@@ -75,6 +75,8 @@ class Outcome:
     requests: Counter[str]
     api_cpu: float
     """CPU seconds of the API server."""
+    controllers_cpu: float
+    """CPU seconds of Kubernetes' own controllers, of which the Job controller does most of the work here."""
     operator: "Usage | None" = None
 
 
@@ -158,9 +160,11 @@ async def measured(cluster: Cluster, count: int, operator: Operator | None) -> O
     """One side: bare Jobs, or with an operator FineTuneJobs."""
     names = [f"job-{number:05}" for number in range(count)]
     path, build = (jobs_path(), fine_tune_job) if operator else (bare_path(), bare_job)
-    api, used = cluster.keeper.pids()["kube-apiserver"], None
+    api, controllers = (cluster.keeper.pids()[name] for name in ("kube-apiserver", "kube-controller-manager"))
+    used = None
     async with client_of(cluster) as client:
-        before, api_before = await settled(client, QUIET_SECONDS), cpu_seconds(api)
+        before = await settled(client, QUIET_SECONDS)
+        api_before, controllers_before = cpu_seconds(api), cpu_seconds(controllers)
         own, cpu = (operator.requests(), operator.cpu_seconds()) if operator else (Counter[str](), 0.0)
         last_pod, waits = await applied(client, path, {name: build(name) for name in names})
         if operator:
@@ -169,7 +173,8 @@ async def measured(cluster: Cluster, count: int, operator: Operator | None) -> O
             spent = operator.cpu_seconds() - cpu
             used = Usage(operator.requests() - own, operator.looks(), spent, operator.memory_mib("VmHWM"))
         after = await settled(client, AFTERWARDS_SECONDS)
-    return Outcome(last_pod, waits, after - before, cpu_seconds(api) - api_before, used)
+    api_cpu, controllers_cpu = cpu_seconds(api) - api_before, cpu_seconds(controllers) - controllers_before
+    return Outcome(last_pod, waits, after - before, api_cpu, controllers_cpu, used)
 
 
 def both_sides(count: int, profile: Path | None) -> dict[str, Outcome]:
@@ -185,16 +190,23 @@ def both_sides(count: int, profile: Path | None) -> dict[str, Outcome]:
 
 def compared(count: int, sides: dict[str, Outcome]) -> Report:
     """The table of one number of jobs."""
-    columns = ("side", "last pod s", "p50 s", "p99 s", "requests a job", "by verb and kind", "API server ms a job")
+    columns = (
+        "side", "last pod s", "p50 s", "p99 s", "requests a job", "by verb and kind",
+        "API server ms a job", "controllers ms a job",
+    )  # fmt: skip
     report = Report(f"{count:,} jobs x {WORKERS} workers applied at once", columns)
     for side, outcome in sides.items():
         total = sum(outcome.requests.values())
         report.add(side, outcome.last_pod, statistics.median(outcome.waits), percentile(outcome.waits, 99),
-                   total / count, by_kind(outcome.requests, count), 1000 * outcome.api_cpu / count)  # fmt: skip
+                   total / count, by_kind(outcome.requests, count),
+                   1000 * outcome.api_cpu / count, 1000 * outcome.controllers_cpu / count)  # fmt: skip
     bare, ours = sides.values()
     assert ours.operator
     report.figure(f"last pod, ours / bare at {count}", ours.last_pod / bare.last_pod, at_most=2.0)
     report.figure(f"operator CPU ms a job at {count}", 1000 * ours.operator.cpu / count, at_most=5.0)
+    report.figure(
+        f"operator CPU at {count}, of that of Kubernetes' controllers", ours.operator.cpu / bare.controllers_cpu
+    )
     report.figure(f"operator requests a job at {count}", sum(ours.operator.requests.values()) / count)
     report.figure(f"looks a job at {count}", ours.operator.looks / count)
     report.figure(f"operator peak MiB at {count}", ours.operator.mib)

@@ -10,6 +10,7 @@ FIGURES = {
     "operator_scale": {
         "last pod, ours / bare at 3",
         "operator CPU ms a job at 3",
+        "operator CPU at 3, of that of Kubernetes' controllers",
         "operator requests a job at 3",
         "looks a job at 3",
         "operator peak MiB at 3",

@@ -11,6 +11,9 @@ from enum import StrEnum
 from finetune_api.job import FineTuneJob
 from finetune_api.status import JobStatus, ProgressReport, Reason, TerminationMessage
 
+_NEW = JobStatus()
+"""Of a job that has no status yet."""
+
 
 class WorkerPhase(StrEnum):
     """Where a worker stands; the names are those of pods."""
@@ -117,7 +120,7 @@ class Observed:
     @property
     def status(self) -> JobStatus:
         """The job's status; that of a new job if it has none."""
-        return self.job.status or JobStatus()
+        return self.job.status or _NEW
 
     @property
     def generation(self) -> int:

@@ -7,14 +7,18 @@ again equals what was sent. Amounts are exact fractions; no float ever stands fo
 import math
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 from finetune_api.base import QUANTITY
 
 _DECIMAL = {name: Fraction(1000) ** power for power, name in enumerate(("n", "u", "m", "", "k", "M", "G", "T"), -3)}
 _BINARY = {name: Fraction(1024) ** power for power, name in enumerate(("", "Ki", "Mi", "Gi", "Ti"))}
 _SUFFIXES = _BINARY | _DECIMAL
+_REMEMBERED = 1024
+"""Jobs ask for the same few amounts again and again."""
 
 
+@lru_cache(_REMEMBERED)
 def parse_quantity(text: str) -> Fraction:
     """The amount that a quantity stands for: cores, bytes.
 
@@ -27,6 +31,7 @@ def parse_quantity(text: str) -> Fraction:
     return Fraction(number) * _SUFFIXES[text.removeprefix(number)]
 
 
+@lru_cache(_REMEMBERED)
 def canonical_quantity(text: str) -> str:
     """The same amount with the largest suffix that leaves a whole number: 1024Mi is 1Gi, 0.5 is 500m.
 

@@ -33,8 +33,8 @@ WORDS_AFTER_SECONDS = 15.0
 """In a burst jobs get their pods first: the API server is what they wait for, so their statuses come so much later."""
 PROGRESS_SECONDS = 10.0
 """A job's progress is written no more often than this."""
-LOOKS_A_SECOND = 100.0
-"""Looks at running jobs a second, all in all: with more than a thousand of them each is looked at less often."""
+LOOKS_A_SECOND = 50.0
+"""Looks for progress a second, all in all: with more than 500 running jobs each is looked at less often."""
 
 
 @dataclass

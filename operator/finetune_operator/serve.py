@@ -38,7 +38,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.pods import Raw
 from finetune_operator.progress import pull_report
 from finetune_operator.queue import KeyedQueue
-from finetune_operator.reconcile import Reconciler
+from finetune_operator.reconcile import LOOKS_A_SECOND, Reconciler
 from finetune_operator.records import key_of
 from finetune_operator.resync import Resync
 from finetune_operator.schedule import Key
@@ -48,7 +48,6 @@ from finetune_operator.store import Store
 
 WORKERS = 32
 """Jobs and experiments that are looked at at a time; each look makes its requests one after the other."""
-PULLS_A_SECOND = 50.0
 PROGRESS_WRITES_A_SECOND = 20.0
 ASKS_A_SECOND = 2.0
 STOP_SECONDS = 8.0
@@ -156,7 +155,7 @@ def assemble(settings: Settings, client: ApiClient, session: aiohttp.ClientSessi
     api = Api(client, may_write=may_write, told=metrics.count_request)
     store, queue = Store(utc_now), KeyedQueue(jitter=random.random)
     events = EventPoster(api, TokenBucket(RATE, BURST, clock), settings.identity)
-    pulls = TokenBucket(PULLS_A_SECOND, PULLS_A_SECOND, clock)
+    pulls = TokenBucket(LOOKS_A_SECOND, LOOKS_A_SECOND, clock)
     asks = TokenBucket(ASKS_A_SECOND, 5 * ASKS_A_SECOND, clock)
     observer = Observer(store, api, lambda address: pull_report(session, address), pulls, asks, utc_now, clock)
     applier = Applier(store, api, settings.progress_readers, queue.add)
