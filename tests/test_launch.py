@@ -4,7 +4,6 @@ import pytest
 
 from finetune_api import cgroups
 from finetune_api.load import parse_job
-from finetune_trainer import launch
 from finetune_trainer.launch import rank_variables
 
 
@@ -34,11 +33,15 @@ def test_few_kernels_are_kept_where_shapes_vary(task, precision, environment, ke
     assert variables(task, precision, environment).get("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == kept
 
 
-def test_threads_are_shared_by_the_processes_of_a_worker(monkeypatch):
+THREADS = {
+    "shared by the processes of a worker": ({}, ("3", "3")),
+    "as the user says, and as many processes compile": ({"OMP_NUM_THREADS": "2"}, ("2", "2")),
+    "both as the user says": ({"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}, ("2", "1")),
+}
+
+
+@pytest.mark.parametrize(("environment", "expected"), THREADS.values(), ids=THREADS)
+def test_threads(environment, expected, monkeypatch):
     monkeypatch.setattr(cgroups, "usable_cores", lambda: 12)
-    spread = {"distributed": {"processesPerWorker": 4}}
-    found = variables("text-regression", "auto", {"OMP_NUM_THREADS": "2"}, **spread)
-    assert {name: found[name] for name in launch.THREADS} == {
-        "OMP_NUM_THREADS": "2",  # as the user says
-        "TORCHINDUCTOR_COMPILE_THREADS": "3",
-    }
+    found = variables("text-regression", "auto", environment, distributed={"processesPerWorker": 4})
+    assert (found["OMP_NUM_THREADS"], found["TORCHINDUCTOR_COMPILE_THREADS"]) == expected

@@ -41,8 +41,6 @@ DUMP_SECONDS = 0.5
 START_SECONDS = 120.0
 """Imports alone may take this long on a busy machine; until its first sign of life a process is given it."""
 
-THREADS = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-"""How many threads compute, and how many processes compile: left to themselves as many as the node has cores."""
 FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}
 """oneDNN keeps the last 1,024 kernels it made, one for every shape (https://uxlfoundation.github.io/oneDNN, Primitive
 Cache). Each lies on the heap between the activations of its pass, which glibc then cannot join into free space again:
@@ -191,7 +189,7 @@ class Worker:
 def rank_variables(job: FineTuneJob, worker: int, local: int, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of one process, as torchrun would set them."""
     spread = job.spec.distributed
-    cores = cores_for_each(spread.processes)
+    threads = environment.get("OMP_NUM_THREADS", str(cores_for_each(spread.processes)))
     return {
         "RANK": str(worker * spread.processes + local),
         "LOCAL_RANK": str(local),
@@ -199,7 +197,9 @@ def rank_variables(job: FineTuneJob, worker: int, local: int, environment: Mappi
         "LOCAL_WORLD_SIZE": str(spread.processes),
         "MASTER_ADDR": environment.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": environment.get("MASTER_PORT", "29400"),
-        **{name: environment.get(name, str(cores)) for name in THREADS},
+        # Left to themselves as many threads compute, and processes compile, as the node has cores.
+        "OMP_NUM_THREADS": threads,
+        "TORCHINDUCTOR_COMPILE_THREADS": environment.get("TORCHINDUCTOR_COMPILE_THREADS", threads),
         "TOKENIZERS_PARALLELISM": environment.get("TOKENIZERS_PARALLELISM", "true"),
         "PYTHONUNBUFFERED": "1",
         **{name: environment.get(name, value) for name, value in _kernels_kept(job.spec).items()},
