@@ -34,7 +34,9 @@ class ModelSpec(ApiModel):
     dropout: Fraction | None = None
     """Dropout probability of every dropout layer, 0 to 1. Unset: what the checkpoint's configuration says."""
     config: Annotated[dict[str, Any], Field(max_length=64)] | None = None
-    """Fields of the architecture's configuration to set (`model_type` is needed when there is no `source`)."""
+    """Fields of the architecture's configuration to set (`model_type` is needed when there is no `source`). A
+    checkpoint's position embeddings are interpolated for another `image_size`, and its first convolution is fitted to
+    other `num_channels` (1 or 3); a field by which something else that it has learned would be lost is refused."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. In a cluster the runtime must consent as well; on one machine
     this is consent enough."""

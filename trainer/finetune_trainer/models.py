@@ -1,7 +1,9 @@
 """Loading: the model with its head, its tokenizer or image processor, and what of its configuration is changed."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ from finetune_trainer.context import Context
 from finetune_trainer.data.sources import resolve_source
 from finetune_trainer.errors import NotFoundError, SpecFault
 from finetune_trainer.quantized import bits_of, loading_options
+from finetune_trainer.refit import refit
 from finetune_trainer.task import Target, Task
 
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_IMAGE_SIZE = 224
+_CHANNELS = (1, 3)
 _IMAGE_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Files that hold an image processor: alone, or beside a tokenizer."""
 
@@ -45,8 +49,7 @@ def load_config(spec: ModelSpec, folder: Path | None, task: Task, labels: Sequen
 
     changes = dict(spec.config or {})
     if folder is not None:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-        _check_fields(config, changes)
+        _check_fields(_own_config(spec, folder), changes)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
     else:
         config = _new_config(changes)
@@ -54,6 +57,13 @@ def load_config(spec: ModelSpec, folder: Path | None, task: Task, labels: Sequen
         _set_dropout(config, spec.dropout)
     _set_labels(config, task, labels)
     return config
+
+
+def _own_config(spec: ModelSpec, folder: Path) -> Any:
+    """The checkpoint's configuration, unchanged."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
 
 
 def _new_config(changes: dict[str, Any]) -> Any:
@@ -109,16 +119,7 @@ def load_model(spec: JobSpec, folder: Path | None, config: Any, task: Task) -> n
     torch.manual_seed(spec.training.seed)
     try:
         if folder is not None:
-            model, found = kind.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **loading_options(spec),
-                **trust,
-            )
-            mark_new(model, found)
+            model = _load(spec, folder, config, kind, trust)
         else:
             model = kind(config) if own else kind.from_config(config, **trust)
     except OSError as error:
@@ -137,6 +138,24 @@ def load_model(spec: JobSpec, folder: Path | None, config: Any, task: Task) -> n
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     loaded: nn.Module = model
     return loaded
+
+
+def _load(spec: JobSpec, folder: Path, config: Any, kind: Any, trust: dict[str, Any]) -> Any:
+    """The checkpoint as ``config`` has it; noted on it is which of its weights are new."""
+    model, found = kind.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **loading_options(spec),
+        **trust,
+    )
+    misfits = found["mismatched_keys"]
+    as_it_is = partial(kind.from_pretrained, folder, dtype=torch.float32, **trust)
+    carried = refit(model, _own_config(spec.model, folder), misfits, as_it_is)
+    mark_new(model, {**found, "mismatched_keys": [misfit for misfit in misfits if misfit[0] not in carried]})
+    return model
 
 
 def base_name(spec: ModelSpec) -> str:
@@ -174,8 +193,14 @@ def load_tokenizer(spec: ModelSpec, folder: Path | None, context: Context, **opt
 def load_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int | None) -> Any:
     """The image processor beside the model; for a new model one that scales to its input size and to -1..1.
 
+    Args:
+        spec: The model.
+        folder: Of its checkpoint.
+        config: Of the part that sees images.
+        asked: ``spec.data.imageSize``.
+
     Raises:
-        SpecFault: ``asked`` (``spec.data.imageSize``) is not the size that the model was made for.
+        SpecFault: ``asked`` is not the size that the model was made for, or it takes neither grey nor RGB.
     """
     from transformers import AutoImageProcessor, ViTImageProcessor
 
@@ -184,15 +209,49 @@ def load_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int
         raise SpecFault(
             f"spec.data.imageSize: must be {fixed}, the model's own (spec.model.config.image_size), got {asked}"
         )
+    channels = getattr(config, "num_channels", 3)
+    if channels not in _CHANNELS:
+        raise SpecFault(f"spec.model.config.num_channels: must be 1 (grey) or 3 (RGB), got {channels}")
     size = asked or fixed or DEFAULT_IMAGE_SIZE
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    if folder is not None and any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
-        changes = {"size": {"height": height, "width": width}} if asked is not None else {}
-        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
-    channels = getattr(config, "num_channels", 3)
-    return ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels
-    )
+    if folder is None or not any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
+        return ViTImageProcessor(
+            size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels
+        )
+    trust = {"trust_remote_code": spec.trust_remote_code}
+    processor = AutoImageProcessor.from_pretrained(folder, **trust)
+    changes = _for_size(processor, height, width) if asked or fixed else {}
+    changes |= _for_channels(processor, channels)
+    return AutoImageProcessor.from_pretrained(folder, **trust, **changes) if changes else processor
+
+
+def _for_size(processor: Any, height: int, width: int) -> dict[str, Any]:
+    """What makes it put out this size, in the proportions that it has (DeiT's cuts 256 to 224); nothing if it does."""
+    names = ("size", "crop_size") if getattr(processor, "do_center_crop", False) else ("size",)
+    sizes = {name: dict(getattr(processor, name)) for name in names}
+    crops = len(names) > 1 or getattr(processor, "crop_pct", None) is not None  # ConvNeXt's, which ResNet has as well
+    made = sizes[names[-1]]
+    side = made.get("shortest_edge") if crops else None
+    output = made.get("height", side), made.get("width", side)
+    if output == (height, width):
+        return {}
+    if height != width or output[0] != output[1] or output[0] is None:
+        return {name: {"height": height, "width": width} for name in names}
+    scale = height / output[0]
+    return {name: {key: round(value * scale) for key, value in size.items()} for name, size in sizes.items()}
+
+
+def _for_channels(processor: Any, channels: int) -> dict[str, Any]:
+    """What makes it take so many channels: of each statistic their mean; nothing if it does already."""
+    statistics = {name: getattr(processor, name, None) for name in ("image_mean", "image_std")}
+    changes: dict[str, Any] = {
+        name: [fmean(values)] * channels
+        for name, values in statistics.items()
+        if isinstance(values, list | tuple) and len(values) != channels
+    }
+    if channels == 1 and getattr(processor, "do_convert_rgb", False):
+        changes["do_convert_rgb"] = False
+    return changes
 
 
 def load_detection_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int | None) -> Any:
