@@ -1,9 +1,10 @@
 """``docs/support.md``: what goes with which task.
 
-Invariant: a cell is the answer of the models themselves to the smallest job that asks for it.
+Invariant: a cell is the answer of the models themselves to the smallest job that asks for it; of an architecture, that
+a test trains it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from finetune_api.errors import SpecError
@@ -50,6 +51,29 @@ OPTIONS: Mapping[str, Mapping[str, Mapping[str, dict[str, Any]]]] = {
 }
 """Title of a table → title of a row → the part of a spec that asks for it."""
 
+ARCHITECTURES: Mapping[str, tuple[TaskName, ...]] = {
+    "bert": ("text-classification", "text-regression", "token-classification"),
+    "roberta": ("text-classification", "text-regression", "token-classification"),
+    "distilbert": ("text-classification", "text-regression", "token-classification"),
+    "gpt2": ("text-classification", "causal-lm", "token-classification"),
+    "llama": ("text-classification", "causal-lm", "token-classification"),
+    "qwen2": ("text-classification", "causal-lm", "token-classification"),
+    "qwen3": ("text-classification", "causal-lm", "token-classification"),
+    "vit": ("image-classification",),
+    "deit": ("image-classification",),
+    "resnet": ("image-classification",),
+    "yolos": ("object-detection",),
+    "detr": ("object-detection",),
+    "rt_detr": ("object-detection",),
+    "d_fine": ("object-detection",),
+    "clip": ("image-text-matching",),
+    "blip": ("image-text-matching", "image-captioning"),
+    "t5": ("sequence-to-sequence",),
+    "bart": ("sequence-to-sequence",),
+    "marian": ("sequence-to-sequence",),
+}
+"""transformers' ``model_type`` → tasks that a test trains it for."""
+
 
 def support(notice: str) -> str:
     """The page."""
@@ -57,11 +81,15 @@ def support(notice: str) -> str:
     parts = [f"<!-- {notice} -->", "# What goes with which task", ""]
     parts += ["A ✓ is a job that the models take; the others they refuse, with the field's name and what to do.", ""]
     for title, rows in OPTIONS.items():
-        parts += [f"## {title}", "", _row(["", *(f"`{task}`" for task in tasks)]), _row(["---", *[":-:"] * len(tasks)])]
-        parts += [
-            _row([name, *("✓" if is_taken(task, asked) else "" for task in tasks)]) for name, asked in rows.items()
-        ]
-        parts.append("")
+        cells = {name: [is_taken(task, asked) for task in tasks] for name, asked in rows.items()}
+        parts += [f"## {title}", "", *_ticks(tasks, cells), ""]
+    parts += ["## Architectures", ""]
+    parts += [
+        "A ✓ is trained by a test: its last layer alone with a rate a layer, and with LoRA in every layer. Others"
+    ]
+    parts += ["of transformers with the task's head are taken too: depth and adapters go by a model's structure.", ""]
+    taken = {f"`{kind}`": [task in known for task in tasks] for kind, known in ARCHITECTURES.items()}
+    parts += [*_ticks(tasks, taken), ""]
     parts += ["## Metrics", "", "| Task | If none are named | Others | Watched |", "| --- | --- | --- | --- |"]
     parts += [_metrics_row(task) for task in tasks]
     return "\n".join(parts) + "\n"
@@ -82,6 +110,12 @@ def is_taken(task: str, asked: Mapping[str, dict[str, Any]]) -> bool:
     except SpecError:
         return False
     return True
+
+
+def _ticks(tasks: Sequence[str], rows: Mapping[str, Sequence[bool]]) -> list[str]:
+    """A table of the tasks: name of a row → whether it goes with each."""
+    head = [_row(["", *(f"`{task}`" for task in tasks)]), _row(["---", *[":-:"] * len(tasks)])]
+    return head + [_row([name, *("✓" if one else "" for one in cells)]) for name, cells in rows.items()]
 
 
 def _metrics_row(task: str) -> str:

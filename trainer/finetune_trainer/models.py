@@ -77,7 +77,9 @@ def _new_config(changes: dict[str, Any]) -> Any:
             f"spec.model.config.model_type: must be an architecture of transformers, got {kind!r}"
         ) from error
     _check_fields(config, changes)
-    return AutoConfig.for_model(kind, **changes)
+    config = AutoConfig.for_model(kind, **changes)
+    config.architectures = []  # of two heads for one task (DeiT's) transformers looks for the one that is named here
+    return config
 
 
 def _check_fields(config: Any, changes: dict[str, Any]) -> None:
