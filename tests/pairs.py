@@ -123,6 +123,11 @@ def job(folder: Path, kind: str, spec: dict[str, Any] | None = None, *, count: i
     )
 
 
+def tiny_or_pairs(folder: Path, kind: str, spec: dict[str, Any] | None = None) -> FineTuneJob:
+    """``tiny.job``, and ``job`` of what matches images and texts."""
+    return job(folder, kind, spec) if kind in MODELS else tiny.job(folder, kind, spec)
+
+
 def read_pair(spec: JobSpec, row: int) -> tuple[Image.Image, str]:
     """Image and text of one row of a job's table."""
     table = Path(spec.data.source.removeprefix("file://"))

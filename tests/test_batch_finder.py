@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import pairs
 import tiny
 from finetune_trainer import batch_finder
 from finetune_trainer.batch_finder import Search, available_memory, check_auto, within_memory
@@ -22,7 +23,7 @@ AUTO = {"training": {"batchSize": "auto", "effectiveBatchSize": 6}}
 
 def search(folder: Path, kind: str = "image-classification", spec=None) -> Search:
     """What a run on this machine would try."""
-    process = tiny.process_of(tiny.job(folder, kind, AUTO | (spec or {})), folder / "run")
+    process = tiny.process_of(pairs.tiny_or_pairs(folder, kind, AUTO | (spec or {})), folder / "run")
     subject = subject_of(process)
     return Search(
         spec=process.spec,
@@ -47,12 +48,12 @@ def room_for(one: Search, samples: float) -> int:
     return int(room / batch_finder.USABLE)
 
 
-@pytest.mark.parametrize("kind", ["image-classification", "causal-lm", "sequence-to-sequence"])
+@pytest.mark.parametrize("kind", ["image-classification", "causal-lm", "sequence-to-sequence", "clip"])
 def test_the_same_is_trained_however_little_memory_there_is(kind, tmp_path, monkeypatch):
-    fixed = tiny.trained(tiny.process_of(tiny.job(tmp_path, kind), tmp_path / "fixed"))
+    fixed = tiny.trained(tiny.process_of(pairs.tiny_or_pairs(tmp_path, kind), tmp_path / "fixed"))
     room = room_for(search(tmp_path, kind), 2)
     monkeypatch.setattr(batch_finder, "available_memory", lambda: room)
-    found = tiny.trained(tiny.process_of(tiny.job(tmp_path, kind, AUTO), tmp_path / "auto"))
+    found = tiny.trained(tiny.process_of(pairs.tiny_or_pairs(tmp_path, kind, AUTO), tmp_path / "auto"))
     assert json.loads((tmp_path / "auto" / "passes.json").read_text())["samples"] == 2
     assert found.batch_size == fixed.batch_size
     batches = found._batches(tiny.RunState())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pairs
 import tiny
 from finetune_api.estimate import Activations, Estimate, Fit, Memory, Parameters
 from finetune_cli.estimate import Options, lines_of
@@ -20,10 +21,10 @@ TOLERANCE = 0.15
 
 
 def subject(folder: Path, kind: str, spec=None) -> Subject:
-    return subject_of(tiny.process_of(tiny.job(folder, kind, spec), folder / "run"))
+    return subject_of(tiny.process_of(pairs.tiny_or_pairs(folder, kind, spec), folder / "run"))
 
 
-@pytest.mark.parametrize("kind", tiny.TASKS)
+@pytest.mark.parametrize("kind", [*tiny.TASKS, *pairs.MODELS])
 def test_every_task_has_an_estimate(kind, tmp_path):
     one = subject(tmp_path, kind)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+import pairs
 import tiny
 from finetune_trainer.errors import SpecFault
 
@@ -54,9 +55,9 @@ def fitted(job, out: Path):
     return module, losses.values, dict(trainer.callback_metrics)
 
 
-@pytest.mark.parametrize("kind", tiny.TASKS)
+@pytest.mark.parametrize("kind", [*tiny.TASKS, *pairs.MODELS])
 def test_twenty_steps_have_the_loop_s_losses_and_weights(kind, tmp_path):
-    job = tiny.job(tmp_path, kind, copy.deepcopy(SPEC))
+    job = pairs.tiny_or_pairs(tmp_path, kind, copy.deepcopy(SPEC))
     loop = tiny.trained(tiny.process_of(job, tmp_path / "ours"))
     module, losses, _ = fitted(job, tmp_path / "theirs")
     wanted = [step["loss"] for step in tiny.steps_of(tmp_path / "ours")]

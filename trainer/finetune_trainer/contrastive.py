@@ -7,12 +7,11 @@ shared by processes (embeddings are gathered with their gradient) and cut into p
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune_trainer.data.dataset import Batch
@@ -87,8 +86,22 @@ class _GatherRows(torch.autograd.Function):
         return whole[context.rows], None
 
 
+class Precision(Protocol):
+    """What of an Accelerator a backward pass needs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of a forward pass."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Take a scalar back to the weights."""
+
+
 def backward_jointly(
-    objective: Objective, model: nn.Module, batches: Sequence[Batch], scales: Tensor, accelerator: Accelerator
+    objective: Objective, model: nn.Module, batches: Sequence[Batch], scales: Tensor, precision: Precision
 ) -> list[float]:
     """Backward of a joint objective over all passes of a batch; returns the sum of each part of the loss: (K,).
 
@@ -97,7 +110,7 @@ def backward_jointly(
         model: The model, perhaps shared by processes.
         batches: Our passes.
         scales: (K,), what each part's sum is multiplied by for the backward pass.
-        accelerator: Precision and loss scaling.
+        precision: Autocast, and scaling of the loss.
     """
     counted = [batch for batch in batches if batch.is_counted]
     targets = torch.cat([batch.target for batch in counted] or [batches[0].target[:0]])
@@ -105,7 +118,7 @@ def backward_jointly(
     sums: list[float] = []
 
     def forward(batch: Batch) -> Rows:
-        with accelerator.autocast():
+        with precision.autocast():
             rows: Rows = objective.forward(model, batch)
         return rows if batch.is_counted else tuple(each[:0] for each in rows)
 
@@ -117,9 +130,9 @@ def backward_jointly(
     backward_in_passes(
         [partial(forward, batch) for batch in batches],
         loss_of,
-        accelerator.backward,
+        precision.backward,
         sync=lambda is_last: gradient_sync(model, is_last=is_last),
-        device=accelerator.device,
+        device=precision.device,
     )
     return sums
 

@@ -317,6 +317,10 @@ class _Precision:
 
     module: FineTuneModule
 
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
