@@ -127,9 +127,7 @@ def test_what_would_be_lost_is_refused(kind, fields, model_class, changes, task,
 
 def test_the_same_patches_in_another_arrangement_are_refused(tmp_path):
     save(tmp_path, "vit", IMAGE, "ViTForImageClassification")
-    with pytest.raises(
-        SpecFault, match=r"config\.image_size: makes 2 x 8 patches, as many as .+ 4 x 4 in"
-    ):
+    with pytest.raises(SpecFault, match=r"config\.image_size: makes 2 x 8 patches, as many as .+ 4 x 4 in"):
         load(tmp_path, {"image_size": [8, 32]})
 
 
