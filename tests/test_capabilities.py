@@ -7,6 +7,7 @@ Tasks that see and answer have such tests of their own: ``test_detection``, ``te
 """
 
 import math
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GPT2Tokenizer, RobertaTokenizer
 
 import documents
 import tiny
@@ -81,6 +82,11 @@ def bert(source: str, column: str, data: Data, folder: Path) -> None:
     """BERT with a vocabulary of its own, from the data's domain: what BioBERT and its like are. Without its head."""
     tokenizer = documents.word_pieces(documents.texts_of(getattr(data, source), column), folder)
     save("BertModel", {"model_type": "bert", **ENCODER, **TEXT, "vocab_size": len(tokenizer)}, tokenizer, folder)
+
+
+def minilm(_data: Data, folder: Path) -> None:
+    """A real pretrained encoder, which an adapter needs: what is drawn at random and frozen tells nothing."""
+    shutil.copytree(tiny.TOKENIZER, folder)
 
 
 def roberta(data: Data, folder: Path) -> None:
@@ -185,6 +191,28 @@ ROWS = {
     "BERT, classification": Row(
         partial(bert, "documentation", "text"), "documentation", CLASSES, than_the_most_frequent_class
     ),
+    "MiniLM, classification by LoRA": Row(
+        minilm,
+        "documentation",
+        CLASSES
+        | {
+            "data": {"maxLength": 48},
+            "strategy": {"lora": {"r": 8}, "learningRate": {"value": 2e-3}},
+            "training": {"maxSteps": 40, "batchSize": 16},
+        },
+        than_the_most_frequent_class,
+    ),
+    "BERT, classification with rates by depth, weight decay and dropout": Row(
+        partial(bert, "documentation", "text"),
+        "documentation",
+        {
+            "task": "text-classification",
+            "model": {"dropout": 0.1},
+            "strategy": {"learningRate": {"bottom": 2e-3, "top": 4e-3}},
+            "training": {"weightDecay": 0.1},
+        },
+        than_the_most_frequent_class,
+    ),
     "RoBERTa, classification": Row(roberta, "documentation", CLASSES, than_the_most_frequent_class),
     "a domain's BERT, classification of medical texts": Row(
         partial(bert, "reports", "report"),
@@ -281,6 +309,21 @@ def test_a_checkpoint_of_a_folder_is_trained_to_better_than_a_guess(data, tmp_pa
     row.better(result.metrics, material)
     assert result.intervals.keys() >= {next(iter(result.metrics)), material.task.metrics[0]}
     assert again(material, result) == pytest.approx(result.metrics, abs=1e-5, rel=1e-5)
+    assert read_by(companion_of(result.model)) == read_by(material.companion), "of the exported model"
+
+
+def companion_of(model: str) -> Any:
+    """The tokenizer or image processor of a folder, as transformers loads it."""
+    is_text = (Path(model) / "tokenizer_config.json").exists()
+    return (AutoTokenizer if is_text else AutoImageProcessor).from_pretrained(model)
+
+
+def read_by(companion: Any) -> Any:
+    """What it makes of a text, or of an image."""
+    if hasattr(companion, "encode"):
+        return companion.encode("The model, on 12 May 2031: no fracture is seen; see `help()`.")
+    image = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+    return companion(images=[image], return_tensors="np", input_data_format="channels_last")["pixel_values"].tolist()
 
 
 def again(material: Any, result: Any) -> dict[str, float]:
