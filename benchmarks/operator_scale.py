@@ -40,8 +40,11 @@ from finetune_api.status import (
     Result,
 )
 from finetune_operator.build.job import build_job
+from finetune_operator.build.network_policy import build_network_policy
+from finetune_operator.kinds import NETWORK_POLICY
 from finetune_operator.resolve import resolve
 from finetune_operator.resolved import Resolved
+from finetune_operator.resync import INTERVAL_SECONDS
 from measure import Report, arguments, note
 from scale_cluster import (
     NAMESPACE,
@@ -61,7 +64,8 @@ QUIET_SECONDS = 3.0
 """Without a write for so long, a cluster has come to rest."""
 AFTERWARDS_SECONDS = 12.0
 """Likewise, after jobs were made: the operator looks at each again after 10 s."""
-IDLE_SECONDS = 20.0
+IDLE_SECONDS = 1.25 * INTERVAL_SECONDS
+"""So long that the operator reads everything anew at least once."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,14 @@ def fine_tune_job(name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
 
 def bare_job(name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
     """The Indexed Job of that job's first attempt, which nobody owns."""
+    return build_job(resolved_job(name, namespace), 1)
+
+
+def resolved_job(name: str, namespace: str = NAMESPACE) -> Resolved:
+    """The job with what its runtime decides."""
     resolved = resolve(parse_job(fine_tune_job(name, namespace)), parse_runtime(RUNTIME), {})
     assert isinstance(resolved, Resolved)
-    return build_job(resolved, 1)
+    return resolved
 
 
 async def applied(client: Client, path: str, manifests: dict[str, dict[str, Any]]) -> tuple[float, list[float]]:
@@ -232,12 +241,15 @@ def idle(count: int, seconds: float) -> Report:
 
 
 async def finish_jobs(cluster: Cluster, count: int) -> None:
-    """Make so many jobs that have succeeded."""
+    """Make so many jobs that have succeeded, each with its NetworkPolicy and its attempt's Job, held back for no pods."""
     status = finished().model_dump(mode="json", by_alias=True, exclude_none=True)
 
     async def one(client: Client, name: str) -> None:
         made = await client.create(jobs_path(), fine_tune_job(name))
         await client.replace(f"{jobs_path()}/{name}/status", {**made, "status": status})
+        attempt = bare_job(name)
+        await client.create(bare_path(), {**attempt, "spec": attempt["spec"] | {"suspend": True}})
+        await client.create(NETWORK_POLICY.path(NAMESPACE), build_network_policy(resolved_job(name), ()))
 
     async with client_of(cluster) as client:
         await in_parallel([one(client, f"done-{number:05}") for number in range(count)])

@@ -66,7 +66,8 @@ def our_passes(loop: Any, batch: Any) -> list[Any]:
 
 def job_of(settings: Record, epochs: float) -> Record:
     training = {"tokensPerBatch": settings["tokens"], "epochs": epochs, "seed": settings["seed"]}
-    return subjects.job(Path(settings["data"]), max_length=settings["maxLength"], training=training)
+    strategy = {"learningRate": {"value": settings["learningRate"]}}
+    return subjects.job(Path(settings["data"]), max_length=settings["maxLength"], training=training, strategy=strategy)
 
 
 def _facts(batches: Sequence[Sequence[Any]], lengths: Any, settings: Record) -> Record:
@@ -241,7 +242,7 @@ def train_hf(
             output_dir=str(folder),
             per_device_train_batch_size=subjects.BATCH,
             num_train_epochs=1,
-            learning_rate=subjects.LEARNING_RATE,
+            learning_rate=settings["learningRate"],
             weight_decay=subjects.WEIGHT_DECAY,
             warmup_steps=subjects.WARMUP,  # below 1: a share of all steps
             train_sampling_strategy=strategy,
@@ -314,6 +315,7 @@ class Plan:
     warm_up: int
     threads: int
     tokens: int | None
+    learning_rate: float
     timeout_seconds: float
 
     def budget(self, max_length: int) -> int:
@@ -331,7 +333,7 @@ def run_side(settings: Record, plan: Plan, threads: int) -> Record:
 def compare_speed(plan: Plan, max_length: int) -> Report:
     """Every side in turn; medians, and ours over each of the others."""
     common = {"kind": "speed", "data": str(plan.data), "maxLength": max_length, "tokens": plan.budget(max_length)}
-    common |= {"samples": plan.samples, "warmUp": plan.warm_up}
+    common |= {"samples": plan.samples, "warmUp": plan.warm_up, "learningRate": subjects.LEARNING_RATE}
 
     def measure(side: str, repeat: int) -> Record:
         return run_side({**common, "side": side, "seed": repeat}, plan, plan.threads)
@@ -374,6 +376,7 @@ def compare_accuracy(plan: Plan, max_length: int) -> Report:
     """Both sides with every seed, two at a time, one thread each."""
     epochs = plan.accuracy_samples / (0.7 * len(read_texts(plan.data)[0]))
     common = {"kind": "accuracy", "data": str(plan.data), "maxLength": max_length, "epochs": epochs}
+    common |= {"learningRate": plan.learning_rate}
     runs = [(side, seed) for seed in range(plan.seeds) for side in ("ours", "HF Trainer")]
 
     def measure(run: tuple[str, int]) -> Record:
@@ -413,7 +416,7 @@ def small_part(folder: Path, texts: int) -> Path:
 
 def plan_of(options: Any, folder: Path) -> Plan:
     if options.quick:
-        return Plan(small_part(folder, 240), (32,), 32, 1, 32, 1, 1, options.threads, options.tokens, 300)
+        return Plan(small_part(folder, 240), (32,), 32, 1, 32, 1, 1, options.threads, options.tokens, 5e-5, 300)
     return Plan(
         data=subjects.texts(),
         lengths=tuple(options.max_length),
@@ -424,6 +427,7 @@ def plan_of(options: Any, folder: Path) -> Plan:
         warm_up=2,
         threads=options.threads,
         tokens=options.tokens,
+        learning_rate=options.learning_rate,
         timeout_seconds=3600,
     )
 
@@ -437,6 +441,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8000, help="samples an accuracy run trains on (default: 8000)")
     parser.add_argument("--seeds", type=int, default=3, help="of the accuracy (default: 3)")
     parser.add_argument("--tokens", type=int, help=f"our tokensPerBatch (default by maxLength: {TOKENS})")
+    parser.add_argument(
+        "--learning-rate", type=float, default=subjects.LEARNING_RATE, help="of the accuracy (default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.worker is not None:
         print(json.dumps({"speed": speed, "accuracy": accuracy}[options.worker["kind"]](options.worker)))
