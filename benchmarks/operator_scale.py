@@ -241,7 +241,7 @@ def idle(count: int, seconds: float) -> Report:
 
 
 async def finish_jobs(cluster: Cluster, count: int) -> None:
-    """Make so many jobs that have succeeded, each with its NetworkPolicy and its attempt's Job, held back for no pods."""
+    """Make so many jobs that have succeeded, each with its NetworkPolicy and its Job (held back, so without pods)."""
     status = finished().model_dump(mode="json", by_alias=True, exclude_none=True)
 
     async def one(client: Client, name: str) -> None:
