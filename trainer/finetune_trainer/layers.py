@@ -10,6 +10,13 @@ A model that writes by a decoder what it has read by an encoder (T5, BART) has t
 they compute: layer 1 is the encoder's first, layer L the decoder's last. All else in the two counts as embeddings, for
 a norm there may lie below the layers (BART's) or above them (T5's): were the former trained as part of the head, frozen
 layers would be computed backwards for its sake.
+
+Where the decoder writes no text but finds objects (DETR), the layers of both follow one another as well; the head is
+what comes after the decoder's. An encoder of several lists (RT-DETR's and D-FINE's, a pyramid of features) has no layers
+to count: all of it is embeddings. The decoder's layers are its largest list, for its heads may be lists as well.
+
+What a checkpoint lacked or had in another shape (the classifier at RT-DETR's encoder, when the labels are others) is
+head unless it lies in a layer: drawn at random, it must be trained wherever it is registered.
 """
 
 from dataclasses import dataclass
@@ -17,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from finetune_trainer.adapters import NEW_WEIGHTS, layer_lists
 from finetune_trainer.errors import SpecFault
 
 
@@ -62,13 +70,15 @@ def find_layers(model: nn.Module) -> Layers:
         for depth, layer in enumerate(stack.layers, top - len(stack.layers) + 1)
         for parameter in layer.parameters()
     }
-    below = {stack.prefix for stack in stacks}  # those whose layers have not come yet
+    new = getattr(model, NEW_WEIGHTS, frozenset())
+    below = {stack.prefix for stack in stacks}  # those whose last list has not come yet
     for name, parameter in model.named_parameters():
         stack = next((stack for stack in stacks if name.startswith(stack.prefix)), None)
         depth = inside.get(id(parameter))
-        if depth is not None and stack is not None:
+        if depth is not None and stack is not None and depth > top - len(stack.lists[-1]):
             below.discard(stack.prefix)
         is_below = stack is not None and (stack.prefix in below or name.startswith(stack.parts))
+        is_below = is_below and _without_adapter(name) not in new
         groups[depth if depth is not None else 0 if is_below else top + 1][name] = parameter
     names = ["embeddings", *(f"layer {depth}" for depth in range(1, top + 1)), "head"]
     modules = tuple(layer for stack in stacks for layer in stack.layers)
@@ -82,25 +92,26 @@ class _Stack:
     prefix: str
     """Of the names of all that is in the tower."""
     path: str
-    layers: tuple[nn.Module, ...]
+    lists: tuple[nn.ModuleList, ...]
+    """From the input on."""
     parts: tuple[str, ...] = ()
-    """Prefixes of the names in encoder and decoder, if it has them."""
+    """Prefixes of the names in encoder and decoder, if it writes what it reads."""
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(layer for layers in self.lists for layer in layers)
 
 
 def _stack(prefix: str, tower: Any) -> _Stack:
-    if not _writes_what_it_reads(tower):
-        path, layers = _largest_list(tower)
-        return _Stack(prefix, prefix + path, tuple(layers))
-    names = {id(module): f"{prefix}{name}." for name, module in tower.named_modules()}
-    both = tower.get_encoder(), tower.get_decoder()
-    parts, lists = tuple(names[id(part)] for part in both), [_largest_list(part) for part in both]
-    path = ", ".join(part + inner for part, (inner, _) in zip(parts, lists, strict=True))
-    return _Stack(prefix, path, tuple(layer for _, layers in lists for layer in layers), parts)
-
-
-def _writes_what_it_reads(model: Any) -> bool:
-    """Whether a decoder writes texts from what an encoder has read (a detector's decoder writes none)."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and model.can_generate()
+    names = {id(module): f"{prefix}{name}" for name, module in tower.named_modules()}
+    is_double = bool(getattr(getattr(tower, "config", None), "is_encoder_decoder", False))
+    writes = is_double and tower.can_generate()  # texts; a detector's decoder writes none
+    sides = [tower.get_encoder(), tower.get_decoder()] if is_double else [tower]
+    if is_double and not writes and len(layer_lists(sides[0])) != 1:
+        del sides[0]
+    lists = tuple(_largest_list(side) for side in sides)
+    path = ", ".join(names[id(layers)] for layers in lists)
+    return _Stack(prefix, path, lists, tuple(f"{names[id(side)]}." for side in sides) if writes else ())
 
 
 def _towers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -120,16 +131,19 @@ def _towers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [("", model)]
 
 
-def _lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    return [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    ]
+def _lists(model: nn.Module) -> list[nn.ModuleList]:
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
 
 
-def _largest_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    stacks = _lists(model)
-    if not stacks:
+def _largest_list(model: nn.Module) -> nn.ModuleList:
+    lists = _lists(model)
+    if not lists:
         raise SpecFault(
             f"spec.model: {type(model).__name__} has no list of layers; use an architecture of transformers"
         )
-    return max(stacks, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def _without_adapter(name: str) -> str:
+    """A weight's name in the model that PEFT has laid an adapter on."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
