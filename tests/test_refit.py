@@ -10,7 +10,7 @@ import tiny
 from finetune_api.job import ModelSpec
 from finetune_trainer.adapters import NEW_WEIGHTS
 from finetune_trainer.errors import SpecFault
-from finetune_trainer.models import load_config, load_model, load_processor
+from finetune_trainer.models import load_config, load_detection_processor, load_model, load_processor
 from finetune_trainer.tasks import task_of
 
 ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -156,6 +156,16 @@ def test_proportions_of_a_processor_stay(tmp_path):
         {"height": 512, "width": 512},
         {"height": 448, "width": 448},
     )
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["of a new model", "of a checkpoint"])
+def test_a_detector_s_processor_takes_grey(is_new, tmp_path):
+    transformers.YolosImageProcessor().save_pretrained(tmp_path)
+    config = AutoConfig.for_model("yolos", num_channels=1)
+    processor = load_detection_processor(ModelSpec(source="file:///m"), None if is_new else tmp_path, config, 48)
+    image = np.zeros((60, 100, 1), np.uint8)
+    made = processor(images=[image], return_tensors="pt", input_data_format="channels_last")
+    assert made["pixel_values"].shape == (1, 1, 48, 48)
 
 
 def test_other_channels_than_grey_and_rgb_are_refused(tmp_path):

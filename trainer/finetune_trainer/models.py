@@ -211,9 +211,7 @@ def load_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int
         raise SpecFault(
             f"spec.data.imageSize: must be {fixed}, the model's own (spec.model.config.image_size), got {asked}"
         )
-    channels = getattr(config, "num_channels", 3)
-    if channels not in _CHANNELS:
-        raise SpecFault(f"spec.model.config.num_channels: must be 1 (grey) or 3 (RGB), got {channels}")
+    channels = _channels_of(config)
     size = asked or fixed or DEFAULT_IMAGE_SIZE
     height, width = size if isinstance(size, list | tuple) else (size, size)
     if folder is None or not any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
@@ -225,6 +223,13 @@ def load_processor(spec: ModelSpec, folder: Path | None, config: Any, asked: int
     changes = _for_size(processor, height, width) if asked or fixed else {}
     changes |= _for_channels(processor, channels)
     return AutoImageProcessor.from_pretrained(folder, **trust, **changes) if changes else processor
+
+
+def _channels_of(config: Any) -> int:
+    channels: int = getattr(config, "num_channels", 3)
+    if channels not in _CHANNELS:
+        raise SpecFault(f"spec.model.config.num_channels: must be 1 (grey) or 3 (RGB), got {channels}")
+    return channels
 
 
 def _for_size(processor: Any, height: int, width: int) -> dict[str, Any]:
@@ -260,17 +265,22 @@ def load_detection_processor(spec: ModelSpec, folder: Path | None, config: Any, 
     """The image processor beside the model; for a new model its architecture's, scaling to one size if one is known.
 
     Position embeddings of these architectures fit any size, so ``asked`` (``spec.data.imageSize``) is free.
+
+    Raises:
+        SpecFault: The model takes neither grey nor RGB.
     """
     from transformers import AutoImageProcessor, RTDetrImageProcessor
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     size = asked or (getattr(config, "image_size", None) if folder is None else None)
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    changes = {"size": {"height": height, "width": width}} if size else {}
     if folder is not None and any((folder / name).is_file() for name in _IMAGE_PROCESSORS):
-        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **changes)
-    known = IMAGE_PROCESSOR_MAPPING.get(type(config), None)
-    return (known["torchvision"] if known else RTDetrImageProcessor)(**changes)
+        make = partial(AutoImageProcessor.from_pretrained, folder, trust_remote_code=spec.trust_remote_code)
+    else:
+        known = IMAGE_PROCESSOR_MAPPING.get(type(config), None)
+        make = known["torchvision"] if known else RTDetrImageProcessor
+    changes = {"size": {"height": height, "width": width}} if size else {}
+    return make(**changes, **_for_channels(make(), _channels_of(config)))
 
 
 def max_length_of(asked: int | None, tokenizer: Any, config: Any) -> int:
