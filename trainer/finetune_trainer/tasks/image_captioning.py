@@ -116,12 +116,14 @@ def fit_ends(config: Any, tokenizer: Any, *, is_new: bool) -> None:
 
 def show(gallery: Gallery) -> Sequence[Shown]:
     """Images with the caption that the model gives them."""
+    positions: int = gallery.model.config.text_config.max_position_embeddings  # type: ignore[union-attr,assignment]
+    room = min(LONGEST_SHOWN, positions - 1)  # after the token that begins a caption
     shown = []
     for number in range(gallery.count):
         batch = gallery.batch(number)
         with torch.no_grad():
             ids = gallery.model.generate(  # type: ignore[operator]
-                pixel_values=batch.inputs["pixel_values"], max_new_tokens=LONGEST_SHOWN, do_sample=False
+                pixel_values=batch.inputs["pixel_values"], max_new_tokens=room, do_sample=False
             )
         shown.append(
             Shown(
