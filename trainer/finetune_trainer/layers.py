@@ -11,12 +11,12 @@ they compute: layer 1 is the encoder's first, layer L the decoder's last. All el
 a norm there may lie below the layers (BART's) or above them (T5's): were the former trained as part of the head, frozen
 layers would be computed backwards for its sake.
 
-Where the decoder writes no text but finds objects (DETR), the layers of both follow one another as well; the head is
-what comes after the decoder's. An encoder of several lists (RT-DETR's and D-FINE's, a pyramid of features) has no layers
-to count: all of it is embeddings. The decoder's layers are its largest list, for its heads may be lists as well.
+If the decoder writes no text but finds objects (DETR), the layers of both follow one another as well, and whatever
+comes after the decoder's is the head. An encoder of several lists (the pyramid of RT-DETR and D-FINE) counts as
+embeddings. The decoder's layers are the largest of its lists; some of the others hold heads.
 
-What a checkpoint lacked or had in another shape (the classifier at RT-DETR's encoder, when the labels are others) is
-head unless it lies in a layer: drawn at random, it must be trained wherever it is registered.
+What a checkpoint lacked or had in another shape (the classifier at RT-DETR's encoder, if the labels are others) is head
+unless it lies in a layer: drawn at random, it must be trained wherever it is registered.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def find_layers(model: nn.Module) -> Layers:
         for depth, layer in enumerate(stack.layers, top - len(stack.layers) + 1)
         for parameter in layer.parameters()
     }
-    new = getattr(model, NEW_WEIGHTS, frozenset())
+    new: frozenset[str] = getattr(model, NEW_WEIGHTS, frozenset())
     below = {stack.prefix for stack in stacks}  # those whose last list has not come yet
     for name, parameter in model.named_parameters():
         stack = next((stack for stack in stacks if name.startswith(stack.prefix)), None)
@@ -78,8 +78,8 @@ def find_layers(model: nn.Module) -> Layers:
         if depth is not None and stack is not None and depth > top - len(stack.lists[-1]):
             below.discard(stack.prefix)
         is_below = stack is not None and (stack.prefix in below or name.startswith(stack.parts))
-        is_below = is_below and _without_adapter(name) not in new
-        groups[depth if depth is not None else 0 if is_below else top + 1][name] = parameter
+        is_head = not is_below or _without_adapter(name) in new
+        groups[depth if depth is not None else top + 1 if is_head else 0][name] = parameter
     names = ["embeddings", *(f"layer {depth}" for depth in range(1, top + 1)), "head"]
     modules = tuple(layer for stack in stacks for layer in stack.layers)
     return Layers(", ".join(stack.path for stack in stacks), modules, tuple(map(Group, names, groups)))
@@ -104,14 +104,19 @@ class _Stack:
 
 def _stack(prefix: str, tower: Any) -> _Stack:
     names = {id(module): f"{prefix}{name}" for name, module in tower.named_modules()}
-    is_double = bool(getattr(getattr(tower, "config", None), "is_encoder_decoder", False))
-    writes = is_double and tower.can_generate()  # texts; a detector's decoder writes none
-    sides = [tower.get_encoder(), tower.get_decoder()] if is_double else [tower]
-    if is_double and not writes and len(layer_lists(sides[0])) != 1:
-        del sides[0]
+    sides = _sides(tower)
     lists = tuple(_largest_list(side) for side in sides)
-    path = ", ".join(names[id(layers)] for layers in lists)
-    return _Stack(prefix, path, lists, tuple(f"{names[id(side)]}." for side in sides) if writes else ())
+    parts = [f"{names[id(side)]}." for side in sides] if len(sides) > 1 and tower.can_generate() else []
+    return _Stack(prefix, ", ".join(names[id(layers)] for layers in lists), lists, tuple(parts))
+
+
+def _sides(model: Any) -> tuple[nn.Module, ...]:
+    """Encoder and decoder if both have layers to count, the decoder behind a hybrid encoder, else the model itself."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return (model,)
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    is_hybrid = not model.can_generate() and len(layer_lists(encoder)) != 1
+    return (decoder,) if is_hybrid else (encoder, decoder)
 
 
 def _towers(model: nn.Module) -> list[tuple[str, nn.Module]]:
