@@ -280,6 +280,7 @@ def test_a_job_that_cannot_run_says_why(stage, make, told):
     stage.start().await_ready()
     make(stage)
     until(lambda: told in stage.message(), 30, f"{told}")
+    assert told in stage.kubectl("get", "ftj", "demo"), "in the row that people see"
 
 
 def test_killed_in_between_it_goes_on(stage):

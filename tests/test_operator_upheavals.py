@@ -89,8 +89,8 @@ def gpus(_nodes):
 
 def unbound(nodes):
     spec = {**RUNTIME["spec"], "volume": {"size": "1Gi", "storageClassName": "of-nobody"}}
-    nodes.apply({**RUNTIME, "metadata": {"name": "unbound"}, "spec": spec})
-    return {"runtime": "unbound"}, "unbound"
+    nodes.apply({**RUNTIME, "metadata": {"name": "elsewhere"}, "spec": spec})
+    return {"runtime": "elsewhere"}, "unbound immediate PersistentVolumeClaims"
 
 
 @pytest.mark.parametrize("prepare", [gpus, unbound], ids=["GPUs", "volume"])
