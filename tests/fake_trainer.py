@@ -2,6 +2,7 @@
 
 The variable FAKE_TRAINER holds a JSON list with a script for each attempt; attempts beyond it run to their end:
   fail_at, exit_code, message   end at a step with a code
+  cause                         instead of the code's own
   hold_at                       stand still at a step until SIGTERM, and leave RUN/held
   kill_at                       SIGKILL itself at a step
   deaf                          ignore SIGTERM
@@ -108,8 +109,9 @@ class Trainer:
 
 def leave(trainer, code, message):
     told = {"exitCode": code, "message": message, "step": trainer.step}
-    if code in CAUSES:
-        told["cause"] = CAUSES[code]
+    cause = trainer.script.get("cause") if code == trainer.script.get("exit_code") else None
+    if cause or code in CAUSES:
+        told["cause"] = cause or CAUSES[code]
     if WORKER == 0:
         told["report"] = trainer.report()
         if code == 0:

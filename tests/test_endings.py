@@ -1,22 +1,28 @@
-"""How runs end before they are finished: asked to leave, stalled, or a process lost; and that they go on afterwards."""
+"""How runs end: asked to leave, stalled, or a process lost, and that they go on afterwards; of several workers."""
 
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 import tiny
+from finetune_api import read_job
 from finetune_api.outcomes import Cause
+from finetune_api.status import Phase
+from finetune_api.wiring import RunFolder
 from finetune_trainer.checkpoint import name_of, steps_in, verify
-from workers import history_of, last_step, meeting_port, until
+from workers import DEADLINE_SECONDS, history_of, last_step, meeting_port, until
 
 LEAVE_SECONDS = 25
 """All of a run is gone that soon after one of its processes was asked to leave."""
 LOST_SECONDS = 10
-PREEMPTED, KILLED, RETRY = 143, 137, 75
+PREEMPTED, KILLED, RETRY, INTERRUPTED = 143, 137, 75, 130
+TOLERANCE = 1e-5
 
 LONG = {"training": {"epochs": 2000, "maxSteps": None}}
 """Does not end by itself while a test looks on."""
@@ -25,6 +31,11 @@ LONG = {"training": {"epochs": 2000, "maxSteps": None}}
 def job(folder, processes=2, **spec):
     wanted = tiny.merged({"distributed": {"processesPerWorker": processes}}, spec)
     return tiny.job(folder, "text-classification", wanted, samples=60)
+
+
+def exit_codes(worker, count=2):
+    """What each of a worker's ranks says that it left with, in their order."""
+    return [json.loads((worker.scratch / f"rank-{rank}.json").read_text())["exitCode"] for rank in range(count)]
 
 
 def saved_step(worker):
@@ -44,6 +55,7 @@ def test_sigterm_saves_and_leaves(workers, tmp_path, asked):
     step = last_step(worker.run)
     told = worker.message()
     assert (told.cause, told.step, told.message) == (Cause.PREEMPTED, step, f"asked to leave; step {step} is saved")
+    assert exit_codes(worker) == [PREEMPTED, PREEMPTED]
     assert saved_step(worker) == step, "no step is lost"
     assert not worker.survivors()
 
@@ -143,6 +155,67 @@ def test_killed_worker_ends_the_other_worker(workers, tmp_path):
     assert first.wait(LOST_SECONDS) == RETRY
     assert first.message().cause == Cause.INFRASTRUCTURE
     assert not first.survivors()
+
+
+def test_two_workers_of_two_processes_train_as_one_process_does(workers, tmp_path):
+    steps, port = 3, meeting_port()
+    several = job(tmp_path, 2, training={"maxSteps": steps}, distributed={"workers": 2})
+    both = [workers.start(several, tmp_path / "several", worker=index, port=port) for index in (0, 1)]
+    assert [worker.wait() for worker in both] == [0, 0], both[0].log.read_text()
+    alone = workers.start(job(tmp_path, 1, training={"maxSteps": steps}), tmp_path / "alone")
+    assert alone.wait() == 0, alone.log.read_text()
+    start = json.loads(both[0].run.attempts.read_text().splitlines()[0])
+    assert (start["event"], start["worldSize"]) == ("start", 4)
+    losses, expected = ([step["loss"] for step in tiny.steps_of(worker.run.root)] for worker in (both[0], alone))
+    assert len(losses) == steps
+    assert losses == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts `finetune run` on a job, with the real trainer; none outlives the test."""
+    started = []
+
+    def start(wanted, run):
+        file = tmp_path / "job.json"
+        file.write_text(json.dumps(wanted.to_wire()))
+        words = ["run", "-f", file, "--out", run, "--cache", tmp_path / "cache"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_cli.main", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()  # its workers are in sessions of their own: it ends them
+        process.communicate()
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(command, tmp_path):
+    wanted, run = job(tmp_path, 1, training={"epochs": 100, "maxSteps": None}), RunFolder(tmp_path / "run")
+    first = command(wanted, run.root)
+    until(lambda: last_step(run) >= 3 or first.poll() is not None, "step 3")
+    first.send_signal(signal.SIGINT)
+    output = first.communicate(timeout=LEAVE_SECONDS)[0]
+    assert first.returncode == INTERRUPTED, output
+    step = last_step(run)
+    assert f"the same command goes on from the last checkpoint. Step {step} is saved." in output
+    assert verify(run.checkpoints / name_of(steps_in(run.checkpoints)[0])).step == step
+    second = command(wanted, run.root)
+    output = second.communicate(timeout=DEADLINE_SECONDS)[0]
+    assert second.returncode == 0, output
+    status = read_job(run.status).status
+    attempts = [(one.from_step, one.to_step, one.cause, one.exit_code) for one in status.attempts]
+    last = last_step(run)
+    assert attempts == [(0, step, Cause.PREEMPTED, PREEMPTED), (step, last, None, 0)]
+    assert (status.phase, status.lost_steps, status.restarts) == (Phase.SUCCEEDED, 0, {})
+    assert [line["step"] for line in tiny.steps_of(run.root)] == list(range(1, last + 1))
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["worker 1 does not come", "worker 0 does not come"])

@@ -226,6 +226,48 @@ def newest(run: Path) -> int:
     return step
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FAULTS = {
+    name: CASES[name]
+    for name in (
+        "missing model",
+        "missing data",
+        "a broken row",
+        "a label outside the list",
+        "an image that does not decode",
+        "a strategy deeper than the model",
+        "fp16 without a GPU",
+    )
+} | {
+    "unknown field": Case(
+        ExitCode.BAD_SPEC, re.escape(SPEC_FAULTS["unknown field"][1]), SPEC_FAULTS["unknown field"][0]
+    )
+}
+"""One of each place where a run can find that something is wrong."""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_of_a_run_that_has_a_checkpoint_leaves_it_as_it_is(workers, tmp_path, name):
+    case = FAULTS[name]
+    saving = {"checkpoint": {"every": {"steps": 3}}, "training": {"maxSteps": 3}}
+    good = tiny.job(tmp_path, case.kind, saving)
+    assert workers.start(good, tmp_path / "run").wait() == 0
+    assert newest(tmp_path / "run") == 3
+    before = contents(tmp_path / "run" / "checkpoints")
+    case.damage(tmp_path)
+    faulty = tiny.merged(good.to_wire(), {"spec": tiny.merged({"training": {"maxSteps": 6}}, case.spec)})
+    worker = workers.start(faulty, tmp_path / "run", attempt=2)
+    assert worker.wait() == case.code, worker.log.read_text()
+    told = worker.message().message
+    assert re.fullmatch(case.message.replace("FOLDER", re.escape(str(tmp_path))), told), told
+    assert newest(tmp_path / "run") == 3
+    assert contents(tmp_path / "run" / "checkpoints") == before
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(workers, tmp_path, processes):
     tiny.write_texts(tmp_path / "validation", 6, number=True)
@@ -248,6 +290,27 @@ def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(workers, 
     assert worker.wait() == ExitCode.DIVERGED, worker.log.read_text()
     found = re.match(
         r"loss inf with gradient norm \w+ at step (\d+); the checkpoint of step (\d+) is intact\. Lower .*",
+        worker.message().message,
+    )
+    assert found, worker.message().message
+    assert int(found[1]) - 1 == int(found[2]) == newest(tmp_path / "run") > 1
+
+
+def test_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(workers, tmp_path):
+    """Each step multiplies the weights by -99, until the infinite is subtracted from the infinite."""
+    wanted = tiny.job(
+        tmp_path,
+        "image-classification",
+        {
+            "strategy": {"learningRate": {"value": 10}},
+            "training": {"weightDecay": 10, "maxSteps": 40},
+            "checkpoint": {"every": {"steps": 1}},
+        },
+    )
+    worker = workers.start(wanted, tmp_path / "run")
+    assert worker.wait() == ExitCode.DIVERGED, worker.log.read_text()
+    found = re.match(
+        r"loss nan with gradient norm nan at step (\d+); the checkpoint of step (\d+) is intact\. Lower .*",
         worker.message().message,
     )
     assert found, worker.message().message

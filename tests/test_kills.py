@@ -98,7 +98,7 @@ class Campaign:
         wanted = tiny.merged(tiny.merged(SPEC, spec), {"distributed": {"processesPerWorker": self.processes}})
         self.job = tiny.job(self.folder, base, wanted, samples=60)
         self.kills: Counter[str] = Counter()
-        self.runs = self.torn = 0
+        self.runs = self.torn = self.mid_epoch = 0
 
     def kill(self, kills: int) -> None:
         """Run to the end again and again until ``kills`` kills are done; every run must equal the undisturbed one."""
@@ -167,6 +167,8 @@ class Campaign:
             told = worker.message()
             assert (told.cause, told.message) == (Cause.INFRASTRUCTURE, f"rank {victim} was ended by SIGKILL")
         self.kills[f"{moment}, {'worker' if victim < 0 else 'one rank'}"] += 1
+        lines = history_of(worker.run.root)
+        self.mid_epoch += bool(lines) and lines[-1]["epoch"] % 1 > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,16 +180,19 @@ def test_killed_runs_equal_the_undisturbed_one(workers, tmp_path, kind):
 @pytest.mark.timeout(3600)
 def test_kill_campaign(workers, tmp_path):
     kills: Counter[str] = Counter()
-    runs = torn = 0
+    runs = torn = mid_epoch = 0
     for number, kind in enumerate(KINDS):
         folder = tmp_path / str(number)
         folder.mkdir()
         campaign = Campaign(workers, folder, kind, random.Random(kind))
         campaign.kill(CAMPAIGN_KILLS)
         kills += campaign.kills
-        runs, torn = runs + campaign.runs, torn + campaign.torn
+        runs, torn, mid_epoch = runs + campaign.runs, torn + campaign.torn, mid_epoch + campaign.mid_epoch
     moments = ", ".join(f"{count} at {moment}" for moment, count in sorted(kills.items()))
     print(
-        f"\n{kills.total()} kills of {runs} runs ({moments}; {torn} left a half-written checkpoint):"
-        " every run finished, its history and weights equal to the undisturbed run's bit for bit"
+        f"\n{kills.total()} kills of {runs} runs ({moments}; {mid_epoch} within an epoch,"
+        f" {torn} left a half-written checkpoint): every run finished, its history and weights equal to the undisturbed"
+        " run's bit for bit"
     )
+    assert torn > 0, "no kill fell while a checkpoint was written"
+    assert mid_epoch > 0, "no kill fell within an epoch"

@@ -176,6 +176,19 @@ def test_failed_once_then_resumed(finetune, scripts, out, capsys):
     assert "restarts    1 (Application 1), 2 steps trained again" in printed
 
 
+def test_stalled_once_then_resumed(finetune, scripts, out, capsys):
+    scripts({"fail_at": 7, "exit_code": 75, "cause": "Stalled", "message": "rank 0: nothing progressed for 5 s"})
+    assert finetune() == 0
+    status = status_of(out)
+    assert short(status) == [(1, 0, 7, "Stalled", 75), (2, 5, 20, None, 0)]
+    assert (status.phase, status.restarts, status.lost_steps) == ("Succeeded", {"Stalled": 1}, 2)
+    assert reasons(out).count("Restarting") == 1
+    assert (
+        "warning: Attempt 1 ended (Stalled): rank 0: nothing progressed for 5 s; restart at once (1 of 3 without"
+        " progress)" in capsys.readouterr().out
+    )
+
+
 def test_budget_exhausted(finetune, scripts, out, capsys):
     scripts({"fail_at": 7}, {"fail_at": 8, "message": "KeyError: 'x'"})
     assert finetune("spec.recovery.maxRestarts.application=1") == 70

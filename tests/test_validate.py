@@ -1,8 +1,8 @@
 """finetune validate: what it prints, what it returns, and how little it takes."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +92,7 @@ def test_a_bad_spec_counts_more_than_an_absent_source(write, capsys, tmp_path):
     assert outcome(capsys, [good, absent])[0] == 66
 
 
-def test_it_takes_less_than_a_second_and_no_torch(write):
+def test_it_takes_little_and_no_torch(write):
     program = (
         "import sys, pathlib; from finetune_cli.validate import validate\n"
         "code = validate([pathlib.Path('job.yaml')], ())\n"
@@ -100,7 +100,13 @@ def test_it_takes_less_than_a_second_and_no_torch(write):
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     write(JOB)
-    start = time.process_time(), time.monotonic()
+    start = cpu_seconds_of_children()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start[1] < 5, "0.4 s of CPU; the rest is what a busy machine may add"
+    assert cpu_seconds_of_children() - start < 2, "0.4 s where nothing else runs"
+
+
+def cpu_seconds_of_children():
+    """Of those that ended; the clock on the wall would count what a busy machine adds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
