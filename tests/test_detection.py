@@ -1,22 +1,33 @@
-"""Object detection: boxes as they are read, batches, the loss beside a plain loop, and a model that learns to find."""
+"""Object detection: boxes as they are read, batches, the loss beside a plain loop, and models that learn to find."""
 
+import copy
 import json
+from itertools import chain, count, islice
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torchvision.ops import box_convert, box_iou
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    get_linear_schedule_with_warmup,
+    pipeline,
+)
+from transformers.trainer_pt_utils import get_parameter_names
 
 import tiny
+from finetune_trainer import finish
 from finetune_trainer.box_metrics import BoxPrecision
 from finetune_trainer.data.objects import find_objects, fit
 from finetune_trainer.data.order import epoch_batches
 from finetune_trainer.errors import DataError, SpecFault
-from finetune_trainer.run import batch_size_of, build_model, prepare, run
+from finetune_trainer.export import export
+from finetune_trainer.run import batch_size_of, build_model, prepare
 from shapes import precision_of_rank, write_shapes
+from whole import whole_run
 
 FIELD = "spec.data.columns.objects"
 CAT = {"bbox": [1, 2, 5, 6], "category": "cat"}
@@ -120,50 +131,60 @@ def test_batches_say_where_boxes_are_in_the_frame_that_the_model_sees(tmp_path):
         assert one["counts"].tolist() == pytest.approx([len(corners), len(corners) + 0.1 * (5 - len(corners))])
 
 
+STEPS, RATE, DECAY = 50, 3e-3, 0.05
+
+
 def test_the_loss_is_that_of_a_plain_loop(tmp_path):
-    """Transformers' own loss, labels and AdamW, on the same batches: 8 steps."""
-    spec = {"training": {"maxSteps": 8, "maxGradNorm": 0, "weightDecay": 0, "warmup": {"steps": 0}}}
+    """Transformers' own loss, labels and schedule, torch's AdamW and clipping, on the same batches."""
+    training = {"maxSteps": STEPS, "weightDecay": DECAY, "warmup": {"steps": 5}}
+    spec = {"strategy": {"learningRate": {"value": RATE}}, "training": training}
     process = tiny.process_of(tiny.job(tmp_path, "object-detection", spec), tmp_path / "run")
     tiny.trained(process)
     material = prepare(process)
-    built, _ = build_model(process.spec, material)
+    part, built = material.parts["train"], build_model(process.spec, material)[0]
     model = AutoModelForObjectDetection.from_config(built.config)
     model.load_state_dict(built.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
-    part = material.parts["train"]
-    lines = [json.loads(line) for line in (tmp_path / "object-detection" / "shapes.jsonl").read_text().splitlines()]
-    losses, step = [], 0
-    while step < 8:
-        for indices in epoch_batches(len(part), None, batch_size_of(process.spec), seed=0, epoch=step // 3):
-            rows = [lines[int(part.rows[index])] for index in indices]
-            pictures = [np.array(Image.open(tmp_path / "object-detection" / row["image"])) for row in rows]
-            truth = [
-                {
-                    "image_id": 0,
-                    "annotations": [
-                        {
-                            "bbox": each["bbox"],
-                            "category_id": material.prepared.labels.index(each["category"]),
-                            "area": 1,
-                            "iscrowd": 0,
-                        }
-                        for each in row["objects"]
-                    ],
-                }
-                for row in rows
-            ]
-            inputs = material.companion(images=pictures, annotations=truth, return_tensors="pt")
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (1 - step / 8)
-            loss = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"]).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            step += 1
-            if step == 8:
-                break
+    optimizer = torch.optim.AdamW(decayed(model), lr=RATE)
+    schedule = get_linear_schedule_with_warmup(optimizer, 5, STEPS)
+    folder = tmp_path / "object-detection"
+    lines = [json.loads(line) for line in (folder / "shapes.jsonl").read_text().splitlines()]
+    losses, norms = [], []
+    for indices in in_order(part, process.spec):
+        rows = [lines[int(part.rows[index])] for index in indices]
+        inputs = material.companion(
+            images=[Image.open(folder / row["image"]) for row in rows],
+            annotations=[as_coco(row["objects"], material.prepared.labels) for row in rows],
+            return_tensors="pt",
+        )
+        loss = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"]).loss
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert max(norms) > 1, "something is clipped"
     assert [one["loss"] for one in tiny.steps_of(tmp_path / "run")] == pytest.approx(losses, rel=1e-4)
+
+
+def decayed(model):
+    """Groups of AdamW: all but biases and norms decay."""
+    decays = set(get_parameter_names(model, [torch.nn.LayerNorm], ["bias"]))
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name in decays].append(parameter)
+    return [{"params": groups[True], "weight_decay": DECAY}, {"params": groups[False], "weight_decay": 0}]
+
+
+def in_order(part, spec):
+    """Indices of each step's samples, as our run takes them."""
+    epochs = (epoch_batches(len(part), None, batch_size_of(spec), seed=0, epoch=epoch) for epoch in count())
+    return islice(chain.from_iterable(epochs), STEPS)
+
+
+def as_coco(objects, labels):
+    boxes = [{"bbox": one["bbox"], "category_id": labels.index(one["category"])} for one in objects]
+    return {"image_id": 0, "annotations": [box | {"area": 1, "iscrowd": 0} for box in boxes]}
 
 
 def of_config(folder, config, spec=None):
@@ -187,18 +208,25 @@ YOLOS = tiny.YOLOS | {
 def learned(tmp_path_factory):
     """Folder of data, process and result of a YOLOS that learned."""
     folder = tmp_path_factory.mktemp("detection")
-    data = write_shapes(folder / "shapes", 500, sizes=((32, 32),), quadrants=True)
-    spec = {
+    changes = {
         "model": {"config": YOLOS},
-        "data": {"source": f"file://{data}", "split": {"train": 7, "validation": 2, "test": 1}},
         "strategy": {"learningRate": {"value": 1.5e-3}},
-        "training": {"batchSize": 16, "maxSteps": 500},
+        "training": {"maxSteps": 500},
         "evaluation": {"every": {"steps": 250}},
         "earlyStopping": {"metric": "map50", "patience": 3},
     }
+    spec = tiny.merged(shapes_spec(folder), changes)
     process = tiny.process_of(tiny.job(folder, "object-detection", spec), folder / "run")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return data, process, run(process)
+    return folder / "shapes", process, whole_run(process)
+
+
+def shapes_spec(folder):
+    """Images of one large shape each, drawn into ``folder``, a tenth of them to test on."""
+    data = write_shapes(folder / "shapes", 500, sizes=((32, 32),), quadrants=True)
+    return {
+        "data": {"source": f"file://{data}", "split": {"train": 7, "validation": 2, "test": 1}},
+        "training": {"batchSize": 16},
+    }
 
 
 def mean_box(material) -> float:
@@ -240,7 +268,7 @@ def test_the_exported_model_finds_the_same(learned):
         found[0]["boxes"] = found[0]["boxes"].clamp(0, 32)
         metric.update(found, [{"boxes": wanted["corners"], "labels": wanted["class_labels"]}])
     assert float(metric.compute()) == pytest.approx(result.metrics["map50"], abs=1e-6)
-    found = pipeline("object-detection", model=result.model)(str(data.parent / "0000.png"), threshold=0.0)
+    found = pipeline("object-detection", model=result.model)(str(data / "0000.png"), threshold=0.0)
     assert {one["label"] for one in found} <= {"circle", "square"}
 
 
@@ -314,17 +342,70 @@ FAMILY = {
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-def test_the_family_trains_and_is_exported(tmp_path, kind):
+def test_the_family_s_exported_models_find_what_the_trained_ones_found(tmp_path, kind):
+    """Loaded by transformers, processor and all, to the last digits; and training changed what they find."""
     spec = {"data": {"imageSize": 64}, "training": {"maxSteps": 2}}
     process = tiny.process_of(of_config(tmp_path, {"model_type": kind, **FAMILY[kind]}, spec), tmp_path / "run")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    result = run(process)
+    trained = []
+
+    def keep(model, *arguments, **named):
+        trained.append(copy.deepcopy(model).eval())
+        return export(model, *arguments, **named)
+
+    with mock.patch.object(finish, "export", keep):
+        result = whole_run(process)
     assert set(result.metrics) == {"loss", "map", "map50"}
-    model, part = AutoModelForObjectDetection.from_pretrained(result.model), prepare(process).parts["validation"]
-    again = AutoModelForObjectDetection.from_pretrained(result.model)
-    inputs = part.batch(0, np.arange(2), is_counted=True).inputs
+    material = prepare(process)
+    part, indices = material.parts["validation"], np.arange(5)
+    inputs = part.batch(0, indices, is_counted=True).inputs
+    pictures = [Image.open(part.paths[int(row)]) for row in part.rows[indices]]
+    sizes = [picture.size[::-1] for picture in pictures]
+    processor, model = (
+        each.from_pretrained(result.model) for each in (AutoImageProcessor, AutoModelForObjectDetection)
+    )
+    exported = found_by(model, processor, processor(images=pictures, return_tensors="pt"), sizes)
+    torch.testing.assert_close(exported, found_by(trained[0], material.companion, inputs, sizes))
+    untrained = found_by(build_model(process.spec, material)[0].eval(), material.companion, inputs, sizes)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(exported, untrained)
+
+
+def found_by(model, processor, inputs, sizes):
+    """Scores, classes and boxes in each image, of whatever score."""
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, again(**inputs).logits)
+        return processor.post_process_object_detection(model(**inputs), threshold=0.0, target_sizes=sizes)
+
+
+DENOISED = {"num_denoising": 10, "num_queries": 10, "freeze_backbone_batch_norms": False}
+LEARNING = {
+    "detr": (
+        {
+            "d_model": 32,
+            "num_queries": 3,
+            "init_std": 0.1,
+            "dropout": 0.0,
+            "backbone_config": FAMILY["detr"]["backbone_config"] | {"embedding_size": 16, "hidden_sizes": [16, 32]},
+        },
+        3e-3,
+        450,
+    ),
+    "rt_detr": (DENOISED, 2e-3, 100),
+    "d_fine": (DENOISED, 2e-3, 120),
+}
+"""Changes of the configuration, learning rate and steps, by which each learns within half a minute of one core."""
+
+
+@pytest.mark.parametrize(("kind", "changes", "rate", "steps"), [(k, *v) for k, v in LEARNING.items()], ids=LEARNING)
+def test_the_family_learns_to_find_shapes(tmp_path, kind, changes, rate, steps):
+    spec = tiny.merged(
+        shapes_spec(tmp_path),
+        {"data": {"imageSize": 64}, "strategy": {"learningRate": {"value": rate}}, "training": {"maxSteps": steps}},
+    )
+    config = {"model_type": kind, **FAMILY[kind], **changes}
+    process = tiny.process_of(of_config(tmp_path, config, spec), tmp_path / "run")
+    found, baseline = whole_run(process).metrics["map50"], mean_box(prepare(process))
+    print(f"map50: {found:.3f}, mean box {baseline:.3f}")
+    assert found > max(0.1, 3 * baseline)
 
 
 def test_boxes_of_detr_are_those_of_the_image_without_its_padding(tmp_path):
