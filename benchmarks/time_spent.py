@@ -74,6 +74,7 @@ def report(max_length: int, options: Any) -> Report:
         "maxLength": max_length,
         "tokens": TOKENS.get(max_length, subjects.BATCH * max_length),
         "samples": 32 if options.quick else options.samples,
+        "learningRate": subjects.LEARNING_RATE,
         "seed": 0,
     }
     launched = subjects.launched(job_of(settings, epochs=1), options.threads)
