@@ -8,6 +8,8 @@ from torch import _dynamo as dynamo
 
 import tiny
 from finetune_trainer import checkpoint
+from finetune_trainer.compiling import compile_model
+from finetune_trainer.errors import PlatformError
 
 KINDS = ["text-classification", "image-classification"]
 STEPS = 5
@@ -85,3 +87,23 @@ def test_compiled_training_has_the_same_losses(compiler, tmp_path):
     for name in ("loss", "gradNorm"):
         expected = [step[name] for step in plain]
         assert [step[name] for step in compiled] == pytest.approx(expected, rel=COMPILED_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("device", "variable", "value", "needed"),
+    [("cpu", "CXX", None, "g++"), ("cpu", "CXX", "icpx -O3", "icpx"), ("cuda", "CC", None, "gcc or clang")],
+)
+def test_without_a_compiler_it_is_refused_by_its_field(device, variable, value, needed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    if value:
+        monkeypatch.setenv(variable, value)
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(PlatformError) as refused:
+        compile_model(model, torch.device(device))
+    assert str(refused.value) == (
+        f"spec.training.compile: compiling for {device} needs {needed}, which this image has not; "
+        f"take an image that has it, name another in {variable}, or leave spec.training.compile out"
+    )
+    (tmp_path / needed.partition(" ")[0]).touch(mode=0o755)
+    compile_model(model, torch.device(device))

@@ -20,6 +20,7 @@ from finetune_trainer import checkpoint
 from finetune_trainer.attempts import record_start
 from finetune_trainer.augmented import augmented_samples
 from finetune_trainer.batch_finder import Search, check_auto, within_memory
+from finetune_trainer.compiling import compile_model
 from finetune_trainer.context import Context
 from finetune_trainer.course import RunState, make_course
 from finetune_trainer.data.dataset import Part
@@ -188,7 +189,7 @@ def assemble(
         describe_run(context, material, inner, rates)
     accelerator = make_accelerator(spec, context)
     if spec.training.compile:
-        inner.compile(dynamic=True)
+        compile_model(inner, accelerator.device)
     elif accelerator.device.type == "cpu":
         use_fast_dropout(inner)
     objective = objective_of(process, material, group, accelerator.device)
