@@ -6,6 +6,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+import architectures
 import tiny
 from finetune_api.job import ModelSpec
 from finetune_trainer.adapters import NEW_WEIGHTS
@@ -114,6 +115,8 @@ LOST = {
     ),
     "detection tokens": ("yolos", IMAGE | {"image_size": [16, 16]}, "YolosForObjectDetection", {"image_size": [32, 32]},
                          "object-detection"),
+    "queries": ("detr", architectures.ARCHITECTURES["detr"].fields, "DetrForObjectDetection", {"num_queries": 7},
+                "object-detection"),
 }  # fmt: skip
 
 
