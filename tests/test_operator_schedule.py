@@ -107,12 +107,31 @@ def test_failures_back_off_and_success_forgets():
         assert delays[-1] == MAX_BACKOFF_SECONDS
         await queue.get()
         assert queue.failed(A, at_least=77) == 77
+        clock.seconds += 77
         queue.add(A)
         await queue.get()
         queue.done(A)
         queue.add(A)
         await queue.get()
         assert queue.failed(A) == FIRST_BACKOFF_SECONDS
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_working", [True, False], ids=["while it is worked on", "afterwards"])
+def test_what_happens_does_not_hurry_whom_the_server_told_to_wait(is_working):
+    async def scenario():
+        clock = Clock()
+        queue = KeyedQueue(clock=clock, jitter=lambda: 1.0)
+        queue.add(A)
+        await queue.get()
+        if is_working:
+            queue.add(A)
+        queue.failed(A, at_least=0.1)
+        queue.add(A)
+        assert queue.depth == 0
+        clock.seconds += 0.1
+        assert (await asyncio.wait_for(queue.get(), 5))[0] == A
 
     asyncio.run(scenario())
 

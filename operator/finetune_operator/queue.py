@@ -26,6 +26,7 @@ class KeyedQueue:
         self._schedule, self._clock, self._jitter = Schedule(), clock, jitter
         self._available = asyncio.Semaphore(0)
         self._failures: dict[Key, int] = {}
+        self._held: dict[Key, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._moved_at = clock()
@@ -33,8 +34,13 @@ class KeyedQueue:
         self._idle.set()
 
     def add(self, key: Key) -> None:
-        """Have it looked at as soon as a worker is free."""
-        if self._schedule.add(key, self._clock()):
+        """Have it looked at as soon as a worker is free, and whoever refused it last wants to be asked again."""
+        now, held = self._clock(), self._held.pop(key, 0.0)
+        if now < held:
+            self._held[key] = held
+            self._schedule.add_later(key, held)
+            self._set_timer()
+        elif self._schedule.add(key, now):
             self._available.release()
 
     async def get(self) -> tuple[Key, float]:
@@ -51,9 +57,14 @@ class KeyedQueue:
         self._end(key, again_after)
 
     def failed(self, key: Key, at_least: float = 0.0) -> float:
-        """It did not go well; returns the seconds until it is tried again, ``at_least`` so many."""
+        """It did not go well; returns the seconds until it is tried again.
+
+        Whatever happens meanwhile, it is not before ``at_least`` seconds (an answer's Retry-After).
+        """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
+        if at_least:
+            self._held[key] = self._clock() + at_least
         backoff = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures, 16))
         delay = max(at_least, backoff * (0.5 + self._jitter()))
         self._end(key, delay)
