@@ -170,8 +170,21 @@ class Outside:
             )
         )
 
+    def change(self, name: str, **spec: Any) -> None:
+        """Change fields of a job's spec; None takes one away."""
+        self.ask("PATCH", f"{JOBS}/{name}", {"spec": spec})
+
     def suspend(self, name: str, wanted: bool) -> None:
-        self.ask("PATCH", f"{JOBS}/{name}", {"spec": {"suspend": wanted}})
+        self.change(name, suspend=wanted)
+
+    def admit(self, name: str, attempt: int) -> None:
+        """As the queue does in which an attempt waits."""
+        self.ask("PATCH", f"{CHILDREN}/{name}-{attempt}", {"spec": {"suspend": False}})
+
+    def queue(self, name: str, attempt: int) -> str | None:
+        """The queue that an attempt is to wait in; None if there is no attempt, or no queue."""
+        found = self.ask("GET", f"{CHILDREN}/{name}-{attempt}")
+        return found and found["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
 
     def status(self, name: str) -> dict[str, Any]:
         return (self.ask("GET", f"{JOBS}/{name}") or {}).get("status") or {}
@@ -192,6 +205,7 @@ class Outside:
 
 VOLUMES = "/api/v1/persistentvolumes"
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
+CHILDREN = "/apis/batch/v1/namespaces/{namespace}/jobs"
 
 
 def volume() -> dict[str, Any]:

@@ -60,6 +60,10 @@ class Recovery:
     floor: float
     """Of these, from the start of its containers: imports, loading, meeting."""
 
+    def __str__(self) -> str:
+        ratio = self.seconds / self.floor
+        return f"{self.seconds:.1f} s from the hurt to training, {ratio:.2f} times the floor of {self.floor:.1f} s"
+
     @property
     def first(self) -> dict[str, Any]:
         return self.status["attempts"][0]
@@ -128,8 +132,8 @@ def test_a_run_goes_on_as_if_nothing_had_been(site: Site, undisturbed, what, rec
     run.until(lambda: run.saved_step() >= HURT_AFTER, "a checkpoint")
     run.until(lambda: run.step() > run.saved_step() + 5, "steps beyond it")
     recovery = recovered(site, run, lambda: hurt(site, run))
-    record_property("seconds", f"{what}: {recovery.seconds:.1f} s, floor {recovery.floor:.1f} s")
-    print(f"{what}: {recovery.seconds:.1f} s from the hurt to training, {recovery.floor:.1f} s of them the floor")
+    record_property("seconds", f"{what}: {recovery}")
+    print(f"{what}: {recovery}")
     assert (recovery.first["cause"], recovery.first["exitCode"]) == (cause, code), recovery.first
     assert reason in recovery.first["reason"]
     assert recovery.status["restarts"] == {cause: 1}

@@ -1,5 +1,7 @@
 """The API server is away, slow, or wrong for a while: jobs finish, their pods never notice, nothing is left."""
 
+import json
+import math
 import random
 import time
 from collections import Counter
@@ -9,18 +11,18 @@ from threading import Event, Thread
 
 import pytest
 
-from api_proxy import Refusal
+from api_proxy import Call, Judge, Refusal
 from cluster.running import Shape
 from finetune_api import Cause
 from finetune_operator.names import MANAGER
 from operating import message, until
-from surviving import SIZED, Outside, Replica
+from surviving import CHILDREN, JOBS, SIZED, Outside, Replica
 
-JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
-CHILDREN = "/apis/batch/v1/namespaces/{namespace}/jobs"
 LONG = {"attempt": 1, "workers": 2}
 BACK_SECONDS = 60.0
 """Until everything is told after an outage."""
+RETRY_SECONDS = 1
+"""What Retry-After tells."""
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +129,11 @@ def test_after_an_outage_everything_goes_on(own_cluster, set_up, happen, seconds
     outside.until_phase("ends", "Succeeded", BACK_SECONDS)
     assert outside.until_runs("long", **LONG) == pods
     scene.complete("long", workers=(0, 1))
-    outside.until_phase("long", "Succeeded", BACK_SECONDS)
-    scene.until_phases(Succeeded=2, Starting=1)
+    outside.until_runs("new")
+    scene.complete("new")
+    for name in ("long", "new"):
+        outside.until_phase(name, "Succeeded", BACK_SECONDS)
+    scene.until_phases(Succeeded=3)
     assert (scene.made_twice(), scene.replica.ends) == ([], [])
 
 
@@ -141,8 +146,8 @@ def conflicts(dice):
 
 
 def busy(dice):
-    """429 on 20 % of all requests."""
-    refusal = Refusal(429, "TooManyRequests", {"Retry-After": "1"})
+    """429 on 20 % of all requests, each to come again no sooner than after RETRY_SECONDS."""
+    refusal = Refusal(429, "TooManyRequests", {"Retry-After": str(RETRY_SECONDS)})
     return lambda call: refusal if dice.random() < 0.2 else None
 
 
@@ -152,13 +157,14 @@ def failing(dice):
 
 
 def expiring(dice):
-    """The operator's own lists expire half-way now and then, and one of kopf's does."""
-    kopfs = iter([True])
+    """The operator's own lists expire half-way, the first one and others now and then, and one of kopf's does."""
+    spared = {"operator", "kopf"}
 
     def judge(call):
         if "continue" not in call.query or call.is_watch:
             return None
-        expired = dice.random() < 0.3 if call.agent == MANAGER else next(kopfs, False)
+        expired = client(call) in spared or (client(call) == "operator" and dice.random() < 0.3)
+        spared.discard(client(call))
         return Refusal(410, "Expired") if expired else None
 
     return judge
@@ -168,26 +174,74 @@ def fine(dice):
     return lambda _call: None
 
 
+def client(call):
+    """Whose request it is: ``operator`` or ``kopf``."""
+    return "operator" if call.agent == MANAGER else "kopf"
+
+
+BUSY = "429 on 20 % of the requests"
 WEATHERS = {
-    "409 on 20 % of the writes": (conflicts, None, None),
-    "429 on 20 % of the requests": (busy, None, None),
-    "500 on 10 % of the requests": (failing, None, None),
-    "lists expire half-way": (expiring, "expire_watches", 2.0),
-    "watches are cut": (fine, "cut_watches", 0.7),
-    "watches expire": (fine, "expire_watches", 1.5),
+    "409 on 20 % of the writes": (conflicts, None, None, {"409"}),
+    BUSY: (busy, None, None, {"429"}),
+    "500 on 10 % of the requests": (failing, None, None, {"500"}),
+    "lists expire half-way": (expiring, "expire_watches", 2.0, {"410 to operator", "410 to kopf"}),
+    "watches are cut": (fine, "cut_watches", 0.7, {"watched again"}),
+    "watches expire": (fine, "expire_watches", 1.5, {"listed again", "watched again"}),
 }
+"""What is wrong → (which requests are refused, how the watches are hurt, how often in seconds, what proves both)."""
 
 
 ENDS = {"lists expire half-way": [1]}
 """kopf cannot go on from an expired list: the operator ends, and is started again."""
 
 
-def live_in(scene: Scene, weather: str) -> Scene:
-    """Three jobs: one fails once, one is suspended once, one just runs."""
-    judge, hurt, every = WEATHERS[weather]
-    proxy, outside, over = scene.replica.proxy, scene.outside, Event()
+@dataclass(frozen=True)
+class Lived:
+    """What became of the three jobs, and of the operator's requests meanwhile."""
+
+    made_twice: list[str]
+    ends: list[int]
+    phases: dict[str, float]
+    refused: list[Call]
+    calls: list[Call]
+
+    def befallen(self) -> set[str]:
+        """What befell the operator: who was refused and how, and what every watch did again in the same process."""
+        watched = Counter(call.path for call in self.calls if call.is_watch)
+        listed = Counter(call.path for call in self.calls if call.path in watched and begins_list(call))
+        counts = {"watched again": watched, "listed again": listed}
+        again = {what for what, paths in counts.items() if min(paths.values()) > 1 + len(self.ends)}
+        refused = {f"{call.status}{whom}" for call in self.refused for whom in ("", f" to {client(call)}")}
+        return refused | again
+
+    def hurried(self) -> list[str]:
+        """Requests that were refused and came again, for the same object, sooner than they were told to."""
+        found = []
+        for refused in self.refused:
+            times = (call.at for call in self.calls if call.at > refused.at and whose(call) == whose(refused))
+            seconds = next(times, math.inf) - refused.at
+            if seconds < RETRY_SECONDS:
+                found.append(f"{refused} {whose(refused)[1]} after {seconds:.2f} s")
+        return found
+
+
+def begins_list(call: Call) -> bool:
+    """Whether it is what kopf reads before it watches."""
+    return client(call) == "kopf" and not call.is_watch and "continue" not in call.query
+
+
+def whose(call: Call) -> tuple[str, str]:
+    """The client, and the path of the object or list that it asks for."""
+    name = f"/{json.loads(call.body)['metadata']['name']}" if call.verb == "POST" else ""
+    return client(call), call.path + name
+
+
+def live_in(scene: Scene, weather: str) -> list[Call]:
+    """Three jobs: one fails once, one is suspended once, one just runs. Returns what was refused."""
+    judge, hurt, every, _ = WEATHERS[weather]
+    proxy, outside, over, refused = scene.replica.proxy, scene.outside, Event(), []
     proxy.page = 1
-    proxy.judge = judge(random.Random(4))
+    proxy.judge = noting(judge(random.Random(4)), refused)
 
     def go_on_hurting() -> None:
         while hurt and not over.wait(every):
@@ -202,7 +256,19 @@ def live_in(scene: Scene, weather: str) -> Scene:
         hurting.join()
         proxy.judge = fine(None)
     assert {outside.status(name)["phase"] for name in ("fails", "rests", "runs")} == {"Succeeded"}
-    return scene
+    return refused
+
+
+def noting(judge: Judge, refused: list[Call]) -> Judge:
+    """The same judge; what it refuses is noted."""
+
+    def judged(call: Call) -> Refusal | None:
+        refusal = judge(call)
+        if refusal is not None:
+            refused.append(call)
+        return refusal
+
+    return judged
 
 
 def _live(scene: Scene) -> None:
@@ -229,15 +295,16 @@ def _live(scene: Scene) -> None:
 def lives(own_cluster, tmp_path_factory):
     """What becomes of the three jobs in each weather; a few at a time, for they mostly wait."""
 
-    def live(weather: str) -> tuple[list[str], list[int], dict[str, float]]:
+    def live(weather: str) -> Lived:
         with own_cluster.namespace() as namespace:
             outside = Outside(own_cluster, namespace)
             outside.give_volumes(3)
             scene = Scene(outside, Replica(own_cluster, namespace, tmp_path_factory.mktemp("weather")))
             try:
-                live_in(scene, weather)
+                refused = live_in(scene, weather)
                 scene.until_phases(Succeeded=3)
-                return scene.made_twice(), scene.replica.ends, scene.phases()
+                calls = list(scene.replica.proxy.calls)
+                return Lived(scene.made_twice(), scene.replica.ends, scene.phases(), refused, calls)
             except AssertionError as error:
                 raise AssertionError(f"{weather}: {error}\n{scene.replica.log()[-3000:]}") from error
             finally:
@@ -249,10 +316,17 @@ def lives(own_cluster, tmp_path_factory):
 
 @pytest.mark.parametrize("weather", WEATHERS)
 def test_in_bad_weather_every_job_finishes(lives, weather):
-    future: Future = lives[weather]
-    twice, ends, phases = future.result()
-    assert (twice, phases) == ([], {"Succeeded": 3})
-    assert ends == ENDS.get(weather, [])
+    future: Future[Lived] = lives[weather]
+    lived = future.result()
+    assert (lived.made_twice, lived.phases) == ([], {"Succeeded": 3})
+    assert lived.ends == ENDS.get(weather, [])
+    *_, proof = WEATHERS[weather]
+    assert proof <= lived.befallen(), "else the weather was fine"
+
+
+def test_who_is_told_to_come_later_does(lives):
+    future: Future[Lived] = lives[BUSY]
+    assert future.result().hurried() == []
 
 
 # What happens while nobody looks
