@@ -47,6 +47,9 @@ SPEC = {
 HURT_AFTER = 80
 """A checkpoint of this step or a later one lies on the volume when a run is hurt."""
 
+DEADLINE_SECONDS = 45
+"""It trains by then."""
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -209,6 +212,54 @@ def test_a_node_that_is_lost_is_waited_for_until_its_pods_are_known_to_be_dead(s
     assert (status["attempts"][0]["cause"], status["restarts"]) == ("Infrastructure", {"Infrastructure": 1})
     assert status["resumedFromStep"] >= saved
     assert run.history() == undisturbed
+
+
+def test_trainers_go_on_while_their_kubelet_is_away(site: Site, undisturbed):
+    run = site.apply("unwatched", **SPEC)
+    run.until(lambda: run.saved_step() >= HURT_AFTER, "a checkpoint")
+    site.cluster.stop("kubelet")
+    try:
+        run.until(lambda: "does not answer" in waiting(run), "word of the node that does not answer")
+        run.until(lambda: run.step() == SPEC["training"]["maxSteps"], "the last step")
+    finally:
+        site.cluster.start("kubelet")
+        node.await_ready(site.cluster)
+    status = run.until_finished()
+    assert [attempt.get("exitCode") for attempt in status["attempts"]] == [0]
+    assert status.get("restarts", {}) == {}
+    assert run.history() == undisturbed
+
+
+def test_a_suspended_run_saves_first_and_goes_on_from_there(site: Site, undisturbed):
+    run = site.apply("rests", **SPEC)
+    run.until(lambda: run.step() > HURT_AFTER + 5, "steps beyond a checkpoint")
+    before = run.step()
+    set_suspend(site, run, wanted=True)
+    run.until(lambda: run.status()["phase"] == "Suspended" and alive(run.pods(1)) == [], "its rest")
+    saved = run.saved_step()
+    assert saved == run.status()["lastCheckpoint"]["step"]
+    assert before <= saved < SPEC["training"]["maxSteps"]
+    assert saved % SPEC["checkpoint"]["every"]["steps"], "the checkpoint was made when it was asked to leave"
+    set_suspend(site, run, wanted=False)
+    status = run.until_finished()
+    assert [attempt.get("exitCode") for attempt in status["attempts"]] == [143, 0]
+    assert (status["resumedFromStep"], status.get("restarts", {})) == (saved, {})
+    assert run.history() == undisturbed
+
+
+def set_suspend(site: Site, run: Run, *, wanted: bool) -> None:
+    patch = json.dumps({"spec": {"suspend": wanted}})
+    site.kubectl("patch", "finetunejob", run.name, "--type=merge", f"--patch={patch}")
+
+
+def test_a_run_out_of_time_has_saved(site: Site):
+    longer = SPEC | {"training": SPEC["training"] | {"maxSteps": 100_000}}
+    run = site.apply("overdue", **longer, activeDeadlineSeconds=DEADLINE_SECONDS)
+    status = run.until_finished("Failed")
+    (failed,) = (condition for condition in status["conditions"] if condition["type"] == "Failed")
+    assert (failed["status"], failed["reason"]) == ("True", "DeadlineExceeded")
+    assert DEADLINE_SECONDS <= status["runningSeconds"] < DEADLINE_SECONDS + 40
+    assert run.saved_step() == status["lastCheckpoint"]["step"] == run.step()
 
 
 def waiting(run: Run) -> str:
