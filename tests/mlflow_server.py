@@ -1,21 +1,92 @@
-"""A real MLflow server on this machine, in an environment of its own: it brings 620 MB and wants an older pyarrow."""
+"""MLflow servers: one that writes down what it is told, and a real one.
 
+The real one has an environment of its own: it brings 620 MB and wants an older pyarrow.
+"""
+
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster.cache import build_once, cache_folder, run_logged
 from group import free_port
 
 VERSION = "3.17.2"
 _START_SECONDS = 180
+
+
+@dataclass
+class Recorded:
+    """A server that answers as MLflow does, and writes down what it was asked."""
+
+    calls: list[tuple[str, dict, str | None]] = field(default_factory=list)
+    experiments: dict[str, str] = field(default_factory=dict)
+    refuse: int = 0
+    address: str = ""
+
+    def answer(self, path: str, body: dict, authorization: str | None) -> tuple[int, dict]:
+        self.calls.append((path, body, authorization))
+        if self.refuse:
+            return self.refuse, {}
+        match path:
+            case "experiments/get-by-name" if not self.experiments:
+                return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+            case "experiments/get-by-name":
+                return 200, {"experiment": {"experiment_id": "7"}}
+            case "experiments/create":
+                self.experiments[body["name"]] = "7"
+                return 200, {"experiment_id": "7"}
+            case "runs/create":
+                return 200, {"run": {"info": {"run_id": "abc"}}}
+        return 200, {}
+
+    def metrics(self) -> list[tuple[str, int, float]]:
+        bodies = [body for path, body, _ in self.calls if path == "runs/log-batch"]
+        return [(one["key"], one["step"], one["value"]) for body in bodies for one in body.get("metrics", ())]
+
+
+@contextmanager
+def recording() -> Iterator[Recorded]:
+    """A server that records, on a port of its own."""
+    recorded = Recorded()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def do_GET(self) -> None:
+            self._answer({})
+
+        def _answer(self, body: dict) -> None:
+            path = urlsplit(self.path).path.removeprefix("/api/2.0/mlflow/")
+            code, answer = recorded.answer(path, body, self.headers["Authorization"])
+            text = json.dumps(answer).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None: ...
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    recorded.address = f"http://127.0.0.1:{http.server_port}"
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        yield recorded
+    finally:
+        http.shutdown()
+        http.server_close()
 
 
 def mlflow() -> Path:

@@ -26,6 +26,31 @@ RUNS, DATA = "runs", "data"
 """Claims of the tenant."""
 START_SECONDS = 400.0
 """Two trainers import torch and transformers at once on two cores that others use as well; quiet, it takes 25."""
+DIGITS_RUN: dict[str, Any] = {
+    "task": "image-classification",
+    "model": {
+        "config": {
+            "model_type": "vit",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "image_size": 8,
+            "patch_size": 4,
+        }
+    },
+    "data": {
+        "source": "pvc://data/digits",
+        "imageSize": 8,
+        "augmentation": {"image": {"rotateDegrees": 10, "cropMinArea": 0.8}},
+    },
+    "strategy": {"learningRate": {"value": 3e-3}},
+    "training": {"maxSteps": 400, "batchSize": 32, "precision": "fp32"},
+    "evaluation": {"every": {"steps": 200}},
+    "checkpoint": {"every": {"steps": 40}},
+    "distributed": {"workers": 2},
+}
+"""A spec that trains for half a minute in two workers."""
 
 
 @dataclass
@@ -143,6 +168,11 @@ def release(cluster: Any, names: dict[str, str]) -> Iterator[None]:
         helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait", "--timeout=60s", env=env)
         cluster.kubectl("delete", "finetuneruntime", "default")
         cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", seconds=90)
+
+
+def alive(pods: list[dict[str, Any]]) -> list[str]:
+    """Names of the pods that run or will."""
+    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
 
 
 def values(names: dict[str, str]) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """MLflow: what reaches the server, in what order, and what happens when there is none; with a real server too."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -17,67 +13,13 @@ from finetune_trainer.distributed import make_accelerator
 from finetune_trainer.errors import Denied, PlatformError
 from finetune_trainer.mlflow_tracker import Server, flat
 from finetune_trainer.tracking import last_words, start_trackers
-from mlflow_server import serving
-
-
-@dataclass
-class Recorded:
-    """A server that answers as MLflow does, and writes down what it was asked."""
-
-    calls: list[tuple[str, dict, str | None]] = field(default_factory=list)
-    experiments: dict[str, str] = field(default_factory=dict)
-    refuse: int = 0
-    address: str = ""
-
-    def answer(self, path: str, body: dict, authorization: str | None) -> tuple[int, dict]:
-        self.calls.append((path, body, authorization))
-        if self.refuse:
-            return self.refuse, {}
-        match path:
-            case "experiments/get-by-name" if not self.experiments:
-                return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
-            case "experiments/get-by-name":
-                return 200, {"experiment": {"experiment_id": "7"}}
-            case "experiments/create":
-                self.experiments[body["name"]] = "7"
-                return 200, {"experiment_id": "7"}
-            case "runs/create":
-                return 200, {"run": {"info": {"run_id": "abc"}}}
-        return 200, {}
-
-    def metrics(self) -> list[tuple[str, int, float]]:
-        bodies = [body for path, body, _ in self.calls if path == "runs/log-batch"]
-        return [(one["key"], one["step"], one["value"]) for body in bodies for one in body.get("metrics", ())]
+from mlflow_server import Recorded, recording, serving
 
 
 @pytest.fixture
 def server() -> Iterator[Recorded]:
-    recorded = Recorded()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        def do_GET(self) -> None:
-            self._answer({})
-
-        def _answer(self, body: dict) -> None:
-            path = urlsplit(self.path).path.removeprefix("/api/2.0/mlflow/")
-            code, answer = recorded.answer(path, body, self.headers["Authorization"])
-            text = json.dumps(answer).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: object) -> None: ...
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    recorded.address = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield recorded
-    http.shutdown()
-    http.server_close()
+    with recording() as recorded:
+        yield recorded
 
 
 def job(folder, address: str, steps: int = 3):

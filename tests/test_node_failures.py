@@ -17,33 +17,10 @@ import pytest
 import on_node
 from cluster import node
 from cluster.node import NAME, pids_of
-from on_node import Run, Site, seconds_of
+from on_node import DIGITS_RUN as SPEC
+from on_node import Run, Site, alive, seconds_of
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
-SPEC = {
-    "task": "image-classification",
-    "model": {
-        "config": {
-            "model_type": "vit",
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "image_size": 8,
-            "patch_size": 4,
-        }
-    },
-    "data": {
-        "source": "pvc://data/digits",
-        "imageSize": 8,
-        "augmentation": {"image": {"rotateDegrees": 10, "cropMinArea": 0.8}},
-    },
-    "strategy": {"learningRate": {"value": 3e-3}},
-    "training": {"maxSteps": 400, "batchSize": 32, "precision": "fp32"},
-    "evaluation": {"every": {"steps": 200}},
-    "checkpoint": {"every": {"steps": 40}},
-    "distributed": {"workers": 2},
-}
 HURT_AFTER = 80
 """A checkpoint of this step or a later one lies on the volume when a run is hurt."""
 
@@ -160,11 +137,6 @@ def recovered(site: Site, run: Run, hurt) -> Recovery:
                for container in pod["status"]["containerStatuses"] if "running" in container["state"]]  # fmt: skip
     status = run.until_finished()
     return Recovery(status, saved, trains - began, trains - max(started, default=began))
-
-
-def alive(pods: list[dict[str, Any]]) -> list[str]:
-    """Names of the pods that run or will."""
-    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
 
 
 def is_training(run: Run) -> bool:

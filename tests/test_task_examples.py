@@ -33,6 +33,7 @@ from finetune_api.job import Strategy, Tracking
 from finetune_api.wiring import RunFolder
 from finetune_cli.main import main
 from finetune_trainer.tasks import TASKS
+from mlflow_server import recording
 from test_capabilities import save
 from translators import write_translator
 from workers import until
@@ -372,6 +373,15 @@ def test_the_example_runs(finetune, volumes, name):
     asked = yaml.safe_load(file.read_text())["spec"].get("evaluation", {}).get("metrics", ())
     assert {*asked, "loss"} <= done.metrics.keys()
     case.shows(done, volumes / "models")
+
+
+def test_the_page_of_a_run_is_named_in_its_status(finetune, volumes):
+    with recording() as server:
+        tracking = f"spec.tracking={{mlflow: {{trackingUri: '{server.address}'}}}}"
+        done = finetune(EXAMPLES / "names-tagging.yaml", (*SHORT, tracking))
+    assert done.status["trackingUrls"] == {"mlflow": f"{server.address}/#/experiments/7/runs/abc"}
+    losses = [step["loss"] for step in tiny.steps_of(done.folder.root)]
+    assert [value for name, _, value in server.metrics() if name == "train/loss"] == losses
 
 
 def test_dora_is_the_line_that_is_left_out(finetune, volumes, tmp_path):

@@ -60,6 +60,11 @@ def import_project_image(cluster: Cluster, target: str) -> str:
     return name
 
 
+def tag(cluster: Cluster, name: str, other: str) -> None:
+    """Give an image of the node's one more name."""
+    run_logged(_client(cluster, "tag", "--force", name, other), cluster.log("images"), what=f"tagging {name}")
+
+
 def _import_command(cluster: Cluster, archive: str) -> list[str]:
     return _client(cluster, "import", archive)
 
