@@ -5,7 +5,8 @@ limits, and kwok's nodes. "To the last pod" is from the first request to the mom
 job's pods" from the request that made the job to its last pod. Requests are those that the API server counts over all
 clients (kwok and scheduler too, on both sides) until there are no more. CPU and requests of the operator are those of
 its process from the first request until every job has its pods and says so in its status. Its progress requests find
-nobody: kwok's pods have no address that answers.
+nobody: kwok's pods have no address that answers. The floor is a process of the same libraries that watches and writes
+the same for each job, without a thought (scale_floor.py).
 
 python benchmarks/operator_scale.py                   100, 300 and 1,000 jobs, and 10,000 finished ones
 python benchmarks/operator_scale.py 5000 --idle 0     5,000 jobs alone
@@ -58,12 +59,15 @@ from scale_cluster import (
     new_cluster,
     running_operator,
 )
+from scale_floor import running_floor
 
 WORKERS = 2
 QUIET_SECONDS = 3.0
 """Without a write for so long, a cluster has come to rest."""
 AFTERWARDS_SECONDS = 12.0
 """Likewise, after jobs were made: the operator looks at each again after 10 s."""
+TICK_SECONDS = 0.01
+"""The kernel's unit of CPU time."""
 IDLE_SECONDS = 1.25 * INTERVAL_SECONDS
 """So long that the operator reads everything anew at least once."""
 
@@ -124,9 +128,11 @@ def bare_job(name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
     return build_job(resolved_job(name, namespace), 1)
 
 
-def resolved_job(name: str, namespace: str = NAMESPACE) -> Resolved:
-    """The job with what its runtime decides."""
-    resolved = resolve(parse_job(fine_tune_job(name, namespace)), parse_runtime(RUNTIME), {})
+def resolved_job(name: str, namespace: str = NAMESPACE, uid: str | None = None) -> Resolved:
+    """The job with what its runtime decides; one with a uid owns what is built from it."""
+    document = fine_tune_job(name, namespace)
+    document["metadata"] |= {"uid": uid, "generation": 1} if uid else {}
+    resolved = resolve(parse_job(document), parse_runtime(RUNTIME), {})
     assert isinstance(resolved, Resolved)
     return resolved
 
@@ -186,18 +192,32 @@ async def measured(cluster: Cluster, count: int, operator: Operator | None) -> O
     return Outcome(last_pod, waits, after - before, api_cpu, controllers_cpu, used)
 
 
-def both_sides(count: int, profile: Path | None) -> dict[str, Outcome]:
-    """Bare Jobs, then FineTuneJobs, each in a cluster of its own."""
+async def floor(cluster: Cluster, count: int) -> float:
+    """CPU seconds of a process that only watches and writes."""
+    names = [f"job-{number:05}" for number in range(count)]
+    with running_floor(cluster) as process:
+        before = process.cpu_seconds()
+        async with client_of(cluster) as client:
+            await applied(client, jobs_path(), {name: fine_tune_job(name) for name in names})
+        while process.done() < count:  # noqa: ASYNC110 - another process, which nobody tells of
+            await asyncio.sleep(1)
+        return max(TICK_SECONDS, process.cpu_seconds() - before)
+
+
+def all_sides(count: int, profile: Path | None) -> tuple[dict[str, Outcome], float]:
+    """Bare Jobs, then FineTuneJobs, each in a cluster of its own; and the CPU seconds of the floor in a third."""
     with new_cluster(count * WORKERS) as cluster:
         bare = asyncio.run(measured(cluster, count, None))
         note(f"  {count} bare Jobs: {bare.last_pod:.1f} s")
     with new_cluster(count * WORKERS) as cluster, running_operator(cluster, profile) as operator:
         ours = asyncio.run(measured(cluster, count, operator))
         note(f"  {count} FineTuneJobs: {ours.last_pod:.1f} s")
-    return {"bare Jobs": bare, "FineTuneJobs": ours}
+    with new_cluster(count * WORKERS) as cluster:
+        least = asyncio.run(floor(cluster, count))
+    return {"bare Jobs": bare, "FineTuneJobs": ours}, least
 
 
-def compared(count: int, sides: dict[str, Outcome]) -> Report:
+def compared(count: int, sides: dict[str, Outcome], least: float) -> Report:
     """The table of one number of jobs."""
     columns = (
         "side", "last pod s", "p50 s", "p99 s", "requests a job", "by verb and kind",
@@ -213,6 +233,8 @@ def compared(count: int, sides: dict[str, Outcome]) -> Report:
     assert ours.operator
     report.figure(f"last pod, ours / bare at {count}", ours.last_pod / bare.last_pod, at_most=2.0)
     report.figure(f"operator CPU ms a job at {count}", 1000 * ours.operator.cpu / count, at_most=5.0)
+    report.figure(f"floor: CPU ms a job at {count}", 1000 * least / count)
+    report.figure(f"operator CPU at {count}, of the floor", ours.operator.cpu / least)
     report.figure(
         f"operator CPU at {count}, of that of Kubernetes' controllers", ours.operator.cpu / bare.controllers_cpu
     )
@@ -313,7 +335,7 @@ def main() -> int:
     parser.add_argument("--profile", type=Path, help="write the operator's profile (cProfile) here; it slows it down")
     options = parser.parse_args()
     for count in options.counts or ([3] if options.quick else [100, 300, 1000]):
-        compared(count, both_sides(count, options.profile)).print(as_json=options.json)
+        compared(count, *all_sides(count, options.profile)).print(as_json=options.json)
     if options.idle:
         idle(*((5, 1.0) if options.quick else (options.idle, IDLE_SECONDS))).print(as_json=options.json)
     return 0

@@ -10,6 +10,8 @@ FIGURES = {
     "operator_scale": {
         "last pod, ours / bare at 3",
         "operator CPU ms a job at 3",
+        "floor: CPU ms a job at 3",
+        "operator CPU at 3, of the floor",
         "operator CPU at 3, of that of Kubernetes' controllers",
         "operator requests a job at 3",
         "looks a job at 3",
