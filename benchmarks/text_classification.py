@@ -428,7 +428,7 @@ def plan_of(options: Any, folder: Path) -> Plan:
         threads=options.threads,
         tokens=options.tokens,
         learning_rate=options.learning_rate,
-        timeout_seconds=3600,
+        timeout_seconds=14_400,
     )
 
 
