@@ -50,7 +50,7 @@ def uids(run: Run) -> list[str]:
 
 def test_an_upgrade_of_the_release_restarts_no_trainer(site: Site, names, tmp_path):
     newer = shutil.copytree(CHART, tmp_path / "newer")
-    (newer / "Chart.yaml").write_text((CHART / "Chart.yaml").read_text().replace("\nversion: ", "\nversion: 9."))
+    (newer / "Chart.yaml").write_text((CHART / "Chart.yaml").read_text().replace("\nversion: 0.", "\nversion: 9."))
     image = names["operator"] + "-newer"
     images.tag(site.cluster, names["operator"], image)
     run = site.apply("upgraded", **DIGITS_RUN)
