@@ -188,6 +188,13 @@ def test_an_unknown_field_says_what_was_meant(spec, fault):
     assert faults_of(parse_job, document(**spec)) == [fault]
 
 
+def test_all_rules_that_are_broken_are_told_at_once():
+    spec = {"training": {"loss": {"name": "focal"}}, "data": {"augmentation": {"image": {"rotateDegrees": 5}}}}
+    spec["data"]["source"] = "hf://a/b"
+    paths = [line.partition(": ")[0] for line in faults_of(parse_job, document(task="causal-lm", **spec))]
+    assert sorted(paths) == ["spec.data.augmentation.image", "spec.training.loss.name"]
+
+
 TEXTS = {
     "empty": ("", ["is empty; it must hold one FineTuneJob"]),
     "only a comment": ("# nothing\n", ["is empty; it must hold one FineTuneJob"]),

@@ -1,6 +1,7 @@
 """Random objects, valid and broken: nothing crashes, nothing hangs, and each refusal names its field.
 
-The pure part takes thousands; a sample of them goes through a real API server to a running operator.
+The pure part takes thousands; a sample of them goes through a real API server to a running operator, and as a campaign
+thousands do as well.
 """
 
 import itertools
@@ -23,7 +24,11 @@ from pod_security import violations
 from random_objects import broken_job, random_object
 
 COUNT, SAMPLE = 2000, 40
+on_a_cluster = pytest.mark.parametrize(
+    "count", [SAMPLE, pytest.param(COUNT, marks=[pytest.mark.campaign, pytest.mark.timeout(3600)])]
+)
 PERMISSIVE = parse_runtime({**RUNTIME, "spec": {**RUNTIME["spec"], "allowTrustRemoteCode": True}})
+VERDICT_SECONDS = 120
 REFUSED = re.compile(r"(spec(?:\.\w+)*)(?:\[\d+\])?: .")
 
 
@@ -110,7 +115,7 @@ def verdicts(stage):
         missing = sorted({job["metadata"]["name"] for job in jobs} - found.keys())
         return (not missing, found or missing)
 
-    return until(lambda: (done := look())[0] and done, 60, "a condition of every job")[1]
+    return until(lambda: (done := look())[0] and done, VERDICT_SECONDS, "a condition of every job")[1]
 
 
 def assert_at_rest(operator):
@@ -120,11 +125,12 @@ def assert_at_rest(operator):
     assert "a bug" not in operator.log.read_text()
 
 
-def test_random_jobs_on_a_cluster(stage, post):
+@on_a_cluster
+def test_random_jobs_on_a_cluster(stage, post, count):
     """Each is accepted by the API server, and is then either started or told why not."""
     operator = stage.start().await_ready()
     rng, asked = Random(4), {}
-    for number in range(SAMPLE):
+    for number in range(count):
         spec = {"runtime": "missing" if number % 8 == 0 else "default", "suspend": number % 5 == 1}
         spec["stop"] = False  # one that is ended before it began is never started
         document = random_object(FineTuneJob, rng, stage.namespace, **spec)
@@ -139,13 +145,14 @@ def test_random_jobs_on_a_cluster(stage, post):
             assert is_field(REFUSED.match(verdict["message"])[1]), verdict
         elif not asked[name]["spec"]["suspend"]:
             assert name in started, stage.message(name)
-    assert len(started) >= SAMPLE / 4
+    assert len(started) >= count / 4
     assert_at_rest(operator)
 
 
-def test_the_api_server_refuses_random_broken_jobs(namespace, post):
+@on_a_cluster
+def test_the_api_server_refuses_random_broken_jobs(namespace, post, count):
     rng = Random(5)
-    for _ in range(SAMPLE):
+    for _ in range(count):
         document, path = broken_job(rng, namespace)
         status, message = post(namespace, document)
         assert status in (400, 422), (status, document)
@@ -168,12 +175,13 @@ def without_schema(cluster):
     cluster.apply_crds()
 
 
+@on_a_cluster
 @pytest.mark.usefixtures("without_schema")
-def test_the_operator_refuses_random_broken_jobs(stage, post):
+def test_the_operator_refuses_random_broken_jobs(stage, post, count):
     """Those that were stored all the same: each is told which field is wrong, and none gets in the way of another."""
     operator = stage.start().await_ready()
     rng, paths = Random(5), {}
-    while len(paths) < SAMPLE:
+    while len(paths) < count:
         document, path = broken_job(rng, stage.namespace)
         if path == "metadata.name":
             continue

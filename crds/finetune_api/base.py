@@ -66,9 +66,10 @@ class ApiModel(BaseModel):
 
     @model_validator(mode="after")
     def _keep_rules(self) -> Self:
-        for rule in self.rules:
-            if not rule.check(self):
-                raise PydanticCustomError("rule", "{message}", {"message": rule.message, "field": rule.field})
+        broken = [rule for rule in self.rules if not rule.check(self)]
+        if broken:
+            told = "; ".join(rule.message for rule in broken)
+            raise PydanticCustomError("rules", "{message}", {"message": told, "broken": broken})
         return self
 
     def to_wire(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ SpecError: one or more Faults; exit code 64
 """
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,13 @@ _ELSEWHERE = {
 
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> tuple[Fault, ...]:
-    """Pydantic's errors in our own words, one fault each, in the order of the file."""
-    return tuple(_fault(details, model) for details in error.errors(include_url=False) if not _is_echo(details))
+    """Pydantic's errors in our own words, a fault for each error and each broken rule, in the file's order."""
+    return tuple(
+        fault
+        for details in error.errors(include_url=False)
+        if not _is_echo(details)
+        for fault in (_broken_rules(details) if details["type"] == "rules" else [_fault(details, model)])
+    )
 
 
 def _is_echo(details: Any) -> bool:
@@ -70,12 +76,14 @@ def _is_echo(details: Any) -> bool:
     return details["type"] == "too_short" and bool(len(details["input"]) >= details["ctx"]["min_length"])
 
 
+def _broken_rules(details: Any) -> Iterator[Fault]:
+    for rule in details["ctx"]["broken"]:
+        yield Fault(_join((*details["loc"], *([rule.field] if rule.field else []))), rule.message)
+
+
 def _fault(details: Any, model: type[BaseModel]) -> Fault:
     location, kind, found = details["loc"], details["type"], details["input"]
     context = details.get("ctx", {})
-    if kind == "rule":
-        path = _join((*location, *([context["field"]] if context["field"] else [])))
-        return Fault(path, context["message"])
     if kind == "extra_forbidden":
         return Fault(_join(location), _unknown(location, model))
     if kind == "missing":
