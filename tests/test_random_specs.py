@@ -192,7 +192,7 @@ def test_the_operator_refuses_random_broken_jobs(stage, post, count):
     assert {name: one["status"] for name, one in told.items()} == dict.fromkeys(paths, "False")
     assert [(paths[name], one["message"]) for name, one in told.items() if paths[name] not in one["message"]] == []
     assert_at_rest(operator)
-    stage.kubectl("delete", "finetunejobs", "--all")
+    stage.kubectl("delete", f"--raw=/apis/finetune.dev/v1alpha1/namespaces/{stage.namespace}/finetunejobs")
 
 
 def test_the_same_seed_gives_the_same_objects():
