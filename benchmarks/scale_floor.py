@@ -20,20 +20,21 @@ from typing import Any
 
 from kubernetes.aio.client.api_client import ApiClient
 
-from finetune_api.job import FineTuneJob
+from finetune_operator.__main__ import GC_THRESHOLD
 from finetune_operator.api import Api, load_configuration
 from finetune_operator.build.job import build_job
 from finetune_operator.build.network_policy import build_network_policy
+from finetune_operator.events import Posting, build_event
 from finetune_operator.handlers import Course, watch
 from finetune_operator.kinds import EVENT, FINE_TUNE_JOB, JOB, NETWORK_POLICY, Kind
-from finetune_operator.observed import Observed, ObservedAttempt, ObservedWorker, WorkerPhase
+from finetune_operator.observed import Observed
 from finetune_operator.plan import plan
 from finetune_operator.resolved import Resolved
+from finetune_operator.schedule import Key
+from finetune_operator.serve import WORKERS
 from scale_cluster import Cluster, cpu_seconds
 
 NAME, UID = "name-of-the-job", "11111111-2222-3333-4444-555555555555"
-WORKERS = 32
-"""Jobs that are worked on at a time, as the operator does."""
 BEGIN_SECONDS = 10.0
 
 
@@ -67,33 +68,18 @@ def running_floor(cluster: Cluster) -> Iterator[Floor]:
         process.wait(30)
 
 
-def templates(resolved: Resolved) -> tuple[tuple[Kind, str], ...]:
-    """What is created for a job, as JSON with NAME and UID in it."""
-    event = {
-        "apiVersion": "events.k8s.io/v1",
-        "kind": "Event",
-        "metadata": {"name": f"{NAME}.1", "namespace": resolved.job.metadata.namespace},
-        "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "reportingController": "floor",
-        "reportingInstance": "floor",
-        "action": "Start",
-        "reason": "AttemptStarted",
-        "type": "Normal",
-        "note": "Attempt 1 starts",
-        "regarding": {"apiVersion": FINE_TUNE_JOB.api_version, "kind": FINE_TUNE_JOB.name, "name": NAME, "uid": UID,
-                      "namespace": resolved.job.metadata.namespace},
-    }  # fmt: skip
-    made = ((NETWORK_POLICY, build_network_policy(resolved, ())), (JOB, build_job(resolved, 1)), (EVENT, event))
-    return tuple((kind, json.dumps(manifest)) for kind, manifest in made)
-
-
-def status_of(job: FineTuneJob) -> dict[str, Any]:
-    """The status of a job that starts."""
-    now = datetime.now(UTC)
-    worker = ObservedWorker(0, WorkerPhase.RUNNING, started=now)
-    made = plan(Observed(job, now, attempt=ObservedAttempt(1, (worker,)))).status
-    assert made is not None
-    return made.to_wire()
+def templates(resolved: Resolved) -> tuple[list[tuple[Kind, str]], dict[str, Any]]:
+    """What is created for a job that starts, as JSON with NAME and UID in it; and its status."""
+    now, namespace = datetime.now(UTC), resolved.job.metadata.namespace
+    made = plan(Observed(resolved.job, now))
+    assert made.status is not None
+    postings = [Posting(Key(namespace, NAME), UID, event, now) for event in made.events]
+    manifests = [
+        (NETWORK_POLICY, build_network_policy(resolved, ())),
+        (JOB, build_job(resolved, 1)),
+        *((EVENT, build_event(posting, "floor")) for posting in postings),
+    ]
+    return [(kind, json.dumps(manifest)) for kind, manifest in manifests], made.status.to_wire()
 
 
 async def main() -> None:
@@ -101,7 +87,7 @@ async def main() -> None:
     from operator_scale import resolved_job
 
     resolved = resolved_job(NAME, uid=UID)
-    created, status = templates(resolved), status_of(resolved.job)
+    created, status = templates(resolved)
     jobs: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     def sink(kind: Kind, event: str | None, raw: dict[str, Any]) -> None:
@@ -115,11 +101,13 @@ async def main() -> None:
             for kind, text in created:
                 filled = text.replace(NAME, metadata["name"]).replace(UID, metadata["uid"])
                 await api.create(kind, metadata["namespace"], json.loads(filled))
-            await api.replace(FINE_TUNE_JOB, raw | {"status": status}, "status")
+            version = {name: metadata[name] for name in ("namespace", "name", "uid", "resourceVersion")}
+            job = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": version, "status": status}
+            await api.replace(FINE_TUNE_JOB, job, "status")
             os.write(sys.stdout.fileno(), b".")
 
     gc.freeze()
-    gc.set_threshold(20_000)
+    gc.set_threshold(GC_THRESHOLD)
     configuration = await load_configuration()
     async with ApiClient(configuration) as client:
         workers = [asyncio.create_task(work(Api(client))) for _ in range(WORKERS)]

@@ -170,11 +170,6 @@ def release(cluster: Any, names: dict[str, str]) -> Iterator[None]:
         cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", seconds=90)
 
 
-def alive(pods: list[dict[str, Any]]) -> list[str]:
-    """Names of the pods that run or will."""
-    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
-
-
 def values(names: dict[str, str]) -> dict[str, Any]:
     """The chart's values for a node of two cores: nobody reserves one, and the operator stays whatever befalls it."""
     repository, _, tag = names["operator"].rpartition(":")

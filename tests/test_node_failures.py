@@ -18,7 +18,7 @@ import on_node
 from cluster import node
 from cluster.node import NAME, pids_of
 from on_node import DIGITS_RUN as SPEC
-from on_node import Run, Site, alive, seconds_of
+from on_node import Run, Site, seconds_of
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
 HURT_AFTER = 80
@@ -137,6 +137,11 @@ def recovered(site: Site, run: Run, hurt) -> Recovery:
                for container in pod["status"]["containerStatuses"] if "running" in container["state"]]  # fmt: skip
     status = run.until_finished()
     return Recovery(status, saved, trains - began, trains - max(started, default=began))
+
+
+def alive(pods: list[dict[str, Any]]) -> list[str]:
+    """Names of the pods that run or will."""
+    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
 
 
 def is_training(run: Run) -> bool:

@@ -28,7 +28,7 @@ on_a_cluster = pytest.mark.parametrize(
     "count", [SAMPLE, pytest.param(COUNT, marks=[pytest.mark.campaign, pytest.mark.timeout(3600)])]
 )
 PERMISSIVE = parse_runtime({**RUNTIME, "spec": {**RUNTIME["spec"], "allowTrustRemoteCode": True}})
-VERDICT_SECONDS = 120
+VERDICT_SECONDS = 60
 REFUSED = re.compile(r"(spec(?:\.\w+)*)(?:\[\d+\])?: .")
 
 

@@ -63,22 +63,20 @@ _ELSEWHERE = {
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> tuple[Fault, ...]:
     """Pydantic's errors in our own words, a fault for each error and each broken rule, in the file's order."""
-    return tuple(
-        fault
-        for details in error.errors(include_url=False)
-        if not _is_echo(details)
-        for fault in (_broken_rules(details) if details["type"] == "rules" else [_fault(details, model)])
-    )
+    return tuple(fault for details in error.errors(include_url=False) for fault in _faults(details, model))
+
+
+def _faults(details: Any, model: type[BaseModel]) -> Iterator[Fault]:
+    if details["type"] == "rules":
+        for rule in details["ctx"]["broken"]:
+            yield Fault(_join((*details["loc"], *([rule.field] if rule.field else []))), rule.message)
+    elif not _is_echo(details):
+        yield _fault(details, model)
 
 
 def _is_echo(details: Any) -> bool:
     """A list that is too short only because pydantic does not count its wrong items, which are faults of their own."""
     return details["type"] == "too_short" and bool(len(details["input"]) >= details["ctx"]["min_length"])
-
-
-def _broken_rules(details: Any) -> Iterator[Fault]:
-    for rule in details["ctx"]["broken"]:
-        yield Fault(_join((*details["loc"], *([rule.field] if rule.field else []))), rule.message)
 
 
 def _fault(details: Any, model: type[BaseModel]) -> Fault:

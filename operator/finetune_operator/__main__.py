@@ -10,7 +10,7 @@ import time
 from finetune_operator.serve import serve
 from finetune_operator.settings import Settings, parse_settings
 
-_GC_THRESHOLD = 20_000
+GC_THRESHOLD = 20_000
 """New containers before the collector runs; Python's own is 700."""
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     _set_up_logging(settings)
     # What is imported stays, and what a look leaves behind hardly has cycles: looking for them less often saves CPU.
     gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
+    gc.set_threshold(GC_THRESHOLD)
     try:
         asyncio.run(serve(settings))
     except Exception:
