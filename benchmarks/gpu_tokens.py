@@ -36,10 +36,10 @@ def train(settings: Record) -> Record:
     with subjects.scratch() as folder:
         document = _job(folder, settings)
         process, material = subjects.prepared(document, folder / "run")
-        clock = _Clock()
+        clock = Clock()
         if settings["side"] == "ours":
             loop, state = subjects.assembled(process, material)
-            _train_ours(loop, state, clock)
+            train_ours(loop, state, clock)
             model = loop.inner
         else:
             model = subjects.plain_model(process, material)
@@ -52,13 +52,14 @@ def train(settings: Record) -> Record:
     return {"tokensPerSecond": tokens / seconds, "parameters": parameters, "flops": 6 * parameters + attention}
 
 
-class _Clock:
+class Clock:
     """Opens its window after the first steps, when the GPU has done them."""
 
     def __init__(self) -> None:
         self.steps, self.window = 0, Window()
 
     def step(self) -> None:
+        """A step's work is on its way."""
         import torch
 
         self.steps += 1
@@ -71,7 +72,7 @@ class _Clock:
 def _job(folder: Path, settings: Record) -> dict[str, Any]:
     samples = settings["steps"] * settings["batch"] * 2
     data = _write_texts(folder / "texts.jsonl", samples, settings["length"])
-    tokenizer = _write_tokenizer(folder / "tokenizer")
+    tokenizer = write_tokenizer(folder / "tokenizer", WORDS)
     config = {"model_type": "gpt2", "n_positions": settings["length"], "vocab_size": WORDS + 1, **settings["model"]}
     training = {
         "batchSize": settings["batch"],
@@ -101,12 +102,12 @@ def _write_texts(path: Path, samples: int, length: int) -> Path:
     return path
 
 
-def _write_tokenizer(folder: Path) -> Path:
-    """A token a word."""
+def write_tokenizer(folder: Path, words: int) -> Path:
+    """Write a tokenizer with a token a word: w0, w1 and so on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {f"w{number}": number for number in range(WORDS)} | {"<end>": WORDS}
+    vocabulary = {f"w{number}": number for number in range(words)} | {"<end>": words}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     names = ["input_ids", "attention_mask"]
@@ -116,7 +117,7 @@ def _write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def _train_ours(loop: Any, state: Any, clock: _Clock) -> None:
+def train_ours(loop: Any, state: Any, clock: Clock) -> None:
     def settle(reached: Any) -> Any:
         if reached.step:
             clock.step()
@@ -126,7 +127,7 @@ def _train_ours(loop: Any, state: Any, clock: _Clock) -> None:
     loop.run(state)
 
 
-def _train_hf(settings: Record, material: Any, model: Any, clock: _Clock, folder: Path) -> None:
+def _train_hf(settings: Record, material: Any, model: Any, clock: Clock, folder: Path) -> None:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 

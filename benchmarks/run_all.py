@@ -29,6 +29,7 @@ NAMES = (
     "operator_experiments",
     "pruning",
     "gpu_tokens",
+    "gpu_samples",
 )
 RESULTS = HERE.parent / "build" / "benchmarks.json"
 

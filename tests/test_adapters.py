@@ -1,17 +1,24 @@
 """LoRA on every architecture: what is adapted, what is kept, and that merging changes nothing; or is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoTokenizer
 
 import tiny
 from architectures import ARCHITECTURES, Architecture
 from finetune_api.job import Lora, Strategy
+from finetune_trainer import run
 from finetune_trainer.adapters import NEW_WEIGHTS, add_adapter, head_modules, layer_lists, mark_new, shared_weights
 from finetune_trainer.errors import PlatformError, SpecFault, TrainerError
 from finetune_trainer.export import export, merge, output_tensors
 from finetune_trainer.quantized import check_bits
 from finetune_trainer.strategies import apply_strategy
+from test_capabilities import save
+from whole import whole_run
 
 BLIP = ARCHITECTURES["blip, captioning"]
 PREDICTIONS = {"logits", "pred_boxes", "logits_per_image", "logits_per_text", "itm_score"}
@@ -236,3 +243,33 @@ def test_few_bits_are_refused(tmp_path, spec, machine, message):
     with pytest.raises(TrainerError) as fault:
         check_bits(job.spec, **machine)
     assert str(fault.value) == message
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_on_a_base_in_few_bits(bits, tmp_path, monkeypatch):
+    """It learns, and is merged into the base in full precision. (bitsandbytes has slow kernels for CPUs, too.)"""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    monkeypatch.setattr(run, "check_bits", lambda *_, **__: None)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.TOKENIZER)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": len(tokenizer)}
+    save("BertModel", {**tiny.BERT, **sizes}, tokenizer, tmp_path / "base")
+    spec = {
+        "model": {"source": f"file://{tmp_path / 'base'}", "config": None, "tokenizer": None},
+        "strategy": {"lora": {"r": 8, "baseBits": bits}, "learningRate": {"value": 5e-3}},
+        "training": {"maxSteps": 30, "batchSize": 12, "precision": "bf16"},
+    }
+    process = tiny.process_of(tiny.job(tmp_path, "text-classification", spec, samples=60), tmp_path / "run")
+    material = run.prepare(process)
+    model, _ = run.build_model(process.spec, material)
+    few = {name for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)}
+    assert len(few) == 12
+    assert all(".encoder.layer." in name for name in few)
+    result = whole_run(process)
+    losses = [step["loss"] for step in tiny.steps_of(tmp_path / "run")]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    exported, base = (load_file(folder / "model.safetensors") for folder in (Path(result.model), tmp_path / "base"))
+    assert {value.dtype for value in exported.values()} == {torch.float32}
+    changed = {name for name, value in base.items() if not torch.equal(exported[f"bert.{name}"], value)}
+    assert {name.split(".")[-2] for name in changed} == {"query", "key", "value", "dense"}
+    assert all(name.startswith("encoder.layer.") for name in changed)

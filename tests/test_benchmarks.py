@@ -52,12 +52,13 @@ def test_a_benchmark_prints_its_figures(name):
     assert_figures(name, FIGURES[name])
 
 
-def test_the_gpu_benchmark_says_if_there_is_no_gpu():
+@pytest.mark.parametrize("name", ["gpu_tokens", "gpu_samples"])
+def test_a_benchmark_of_a_gpu_says_if_there_is_none(name):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert "No GPU here" in run_quickly("gpu_tokens")
+    assert "No GPU here" in run_quickly(name)
 
 
 def test_the_data_set_is_large_and_every_text_has_one_label(data):

@@ -291,7 +291,7 @@ def test_a_checkpoint_of_a_folder_is_trained_to_better_than_a_guess(data, tmp_pa
     fixed = {
         "model": {"source": f"file://{tmp_path / 'base'}"},
         "data": {"source": f"file://{getattr(data, row.source)}"},
-        "training": {"maxSteps": 250, "batchSize": 32, "precision": "fp32"},
+        "training": {"maxSteps": 250, "batchSize": 32},
         "evaluation": {"every": {"steps": 1000}, "intervals": {"resamples": 200}},
         "checkpoint": {"every": {"steps": 1000}},
     }
@@ -308,7 +308,8 @@ def test_a_checkpoint_of_a_folder_is_trained_to_better_than_a_guess(data, tmp_pa
     material = prepare(process)
     row.better(result.metrics, material)
     assert result.intervals.keys() >= {next(iter(result.metrics)), material.task.metrics[0]}
-    assert again(material, result) == pytest.approx(result.metrics, abs=1e-5, rel=1e-5)
+    near = {"abs": 0.02, "rel": 0.02} if torch.cuda.is_available() else {"abs": 1e-5, "rel": 1e-5}  # bf16 on a GPU
+    assert again(material, result) == pytest.approx(result.metrics, **near)
     assert read_by(companion_of(result.model)) == read_by(material.companion), "of the exported model"
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,7 @@ class Workers:
         port: int | None = None,
         cold: bool = False,
         scratch: Path | None = None,
+        more: Mapping[str, str] | None = None,
         **wishes: Any,
     ) -> Worker:
         """Start one worker of an attempt at ``job`` in folder ``run``.
@@ -165,6 +166,7 @@ class Workers:
             port: Where the attempt's workers meet; a free port if there is only one.
             cold: A new interpreter, as in production, instead of a fork of one that has imported everything.
             scratch: Folder of what does not belong to the run; unset, it lies in the run's.
+            more: Variables of the worker beside those that any has.
             wishes: See ``warm``.
         """
         scratch = scratch or run / f"scratch-{attempt}-{worker}"
@@ -183,6 +185,7 @@ class Workers:
             "FINETUNE_CACHE": str(run.parent / "cache"),
             "MASTER_PORT": str(port or meeting_port()),
             "OMP_NUM_THREADS": "1",
+            **(more or {}),
         }
         start = self._start_cold if cold else self._start_warm
         pid, ask = start(variables, log, **wishes)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune_api.job import FineTuneJob
 from finetune_api.wiring import RunFolder
 from finetune_trainer.clip import clip_gradients
+from finetune_trainer.compiling import compile_model
 from finetune_trainer.context import Context
 from finetune_trainer.contrastive import backward_jointly
 from finetune_trainer.course import RunState, advance, make_course
@@ -32,10 +33,10 @@ from finetune_trainer.data.order import BatchSize, Indices, epoch_batches, order
 from finetune_trainer.data.passes import Passes, Share
 from finetune_trainer.data.prepare import TRAIN, VALIDATION
 from finetune_trainer.distributed import Group, precision_of
-from finetune_trainer.dropout import use_fast_dropout
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.export import Exported, export
 from finetune_trainer.heartbeat import Heartbeat
+from finetune_trainer.kernels import use_fast_kernels
 from finetune_trainer.loop import seed_step
 from finetune_trainer.metrics import Scores, choose_metrics
 from finetune_trainer.optimizer import build_optimizer, set_rates
@@ -226,9 +227,11 @@ class FineTuneModule(LightningModule):
         return build_optimizer(self.model, self._rates, self.job.spec.training)
 
     def on_fit_start(self) -> None:
-        """On a CPU dropout is drawn as in a run of ours."""
-        if self.device.type == "cpu" and not self.job.spec.training.compile:
-            use_fast_dropout(self.model)
+        """Compiled, or by the kernels of a run of ours."""
+        if self.job.spec.training.compile:
+            compile_model(self.model, self.device)
+        else:
+            use_fast_kernels(self.model, self.device)
 
     def training_step(self, batch: Step, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
         """One optimizer step; see ``Loop``."""

@@ -1,6 +1,6 @@
 """Loading: the model with its head, its tokenizer or image processor, and what of its configuration is changed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -119,11 +119,9 @@ def load_model(spec: JobSpec, folder: Path | None, config: Any, task: Task) -> n
     kind = getattr(transformers, own or task.auto_class)
     trust: dict[str, Any] = {} if own else {"trust_remote_code": spec.model.trust_remote_code}
     torch.manual_seed(spec.training.seed)
+    new = partial(kind, config) if own else partial(kind.from_config, config, **trust)
     try:
-        if folder is not None:
-            model = _load(spec, folder, config, kind, trust)
-        else:
-            model = kind(config) if own else kind.from_config(config, **trust)
+        model = new() if folder is None else _load(spec, folder, config, kind, trust, new)
     except OSError as error:
         raise NotFoundError(f"spec.model.source: {spec.model.source}: {_first_line(error)}") from error
     except ValueError as error:
@@ -142,7 +140,9 @@ def load_model(spec: JobSpec, folder: Path | None, config: Any, task: Task) -> n
     return loaded
 
 
-def _load(spec: JobSpec, folder: Path, config: Any, kind: Any, trust: dict[str, Any]) -> Any:
+def _load(
+    spec: JobSpec, folder: Path, config: Any, kind: Any, trust: dict[str, Any], new: Callable[[], nn.Module]
+) -> Any:
     """The checkpoint as ``config`` has it; noted on it is which of its weights are new."""
     model, found = kind.from_pretrained(
         folder,
@@ -150,7 +150,7 @@ def _load(spec: JobSpec, folder: Path, config: Any, kind: Any, trust: dict[str, 
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
-        **loading_options(spec),
+        **loading_options(spec, new, torch.cuda.current_device() if torch.cuda.is_available() else "cpu"),
         **trust,
     )
     misfits = found["mismatched_keys"]

@@ -1,5 +1,6 @@
 """A frozen base in 4 or 8 bits under an adapter (QLoRA, https://arxiv.org/abs/2305.14314), through bitsandbytes."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from finetune_api.job import JobSpec
+from finetune_trainer.adapters import layer_lists
 from finetune_trainer.errors import PlatformError, SpecFault
 
 FIELD = "spec.strategy.lora.baseBits"
@@ -38,16 +40,35 @@ def check_bits(spec: JobSpec, *, has_gpu: bool, has_library: bool | None = None)
         raise PlatformError(f"{FIELD}: {bits} bits need the library bitsandbytes, which the trainer's image lacks")
 
 
-def loading_options(spec: JobSpec) -> dict[str, Any]:
-    """What ``from_pretrained`` takes to load the base in few bits onto this process's GPU; else nothing."""
+def loading_options(spec: JobSpec, build: Callable[[], nn.Module], device: Any) -> dict[str, Any]:
+    """What ``from_pretrained`` takes to load the base in few bits onto ``device``; nothing if all bits are kept.
+
+    Args:
+        spec: The job.
+        build: Makes the model from its configuration: what is in few bits is chosen by its modules.
+        device: As in transformers' ``device_map``.
+    """
     bits = bits_of(spec)
     if bits is None:
         return {}
     from transformers import BitsAndBytesConfig
 
+    with torch.device("meta"):
+        kept = [f"{re.escape(name)}$" for name in _outside_layers(build())]
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
-    config = BitsAndBytesConfig(**four) if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)  # noqa: PLR2004
-    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+    how = four if bits == 4 else {"load_in_8bit": True}  # noqa: PLR2004
+    return {
+        "quantization_config": BitsAndBytesConfig(**how, llm_int8_skip_modules=kept),
+        "device_map": {"": device},
+    }
+
+
+def _outside_layers(model: nn.Module) -> list[str]:
+    """Linear modules outside the lists of layers: heads, which are trained whole, and what leads to them."""
+    lists = tuple(f"{path}." for path in layer_lists(model))
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(lists)
+    ]
 
 
 def without_bits(spec: JobSpec) -> JobSpec:

@@ -35,12 +35,12 @@ from finetune_trainer.data.prepare import (
     require_parts,
 )
 from finetune_trainer.distributed import Group, is_sharded, make_accelerator, share_model
-from finetune_trainer.dropout import use_fast_dropout
 from finetune_trainer.errors import Preempted
 from finetune_trainer.evaluate import Judge
 from finetune_trainer.finish import Ending, finish
 from finetune_trainer.heartbeat import Heartbeat
 from finetune_trainer.history import History
+from finetune_trainer.kernels import use_fast_kernels
 from finetune_trainer.layers import find_layers
 from finetune_trainer.loop import Loop
 from finetune_trainer.materials import Ingredients
@@ -190,8 +190,8 @@ def assemble(
     accelerator = make_accelerator(spec, context)
     if spec.training.compile:
         compile_model(inner, accelerator.device)
-    elif accelerator.device.type == "cpu":
-        use_fast_dropout(inner)
+    else:
+        use_fast_kernels(inner, accelerator.device)
     objective = objective_of(process, material, group, accelerator.device)
     cost = pass_cost(accelerator.device, sharded=is_sharded(spec, group.size))
     if spec.training.batch_size == "auto":

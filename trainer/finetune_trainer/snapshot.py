@@ -9,7 +9,7 @@ Invariant: the bytes of a checkpoint are those of one moment, the call of ``save
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,11 +252,14 @@ class _Copy:
     ) -> None:
         self.parts = parts
         self.buffers = buffers
-        self._later = [name for name, (part, _) in parts.items() if not part.is_cuda and name not in at_once]
-        self._copy_on_cpu([name for name in at_once if name in parts and not parts[name][0].is_cuda])
+        later = parts.keys() - at_once
+        self._later = [name for name in later if not parts[name][0].is_cuda]
+        self._copy_on_cpu([name for name in at_once & parts.keys() if not parts[name][0].is_cuda])
         self._event: torch.cuda.Event | None = None
         if any(part.is_cuda for part, _ in parts.values()):
-            self._event = self._copy_on_stream()
+            # What the next pass changes is copied before it, in the queue that computes; the rest beside it.
+            self._copy_from_gpu(at_once & parts.keys())
+            self._event = self._copy_on_stream(later)
 
     def finish(self) -> None:
         """Copy what is on the CPU (by numpy: one thread, without the interpreter's lock); wait for what is on a GPU."""
@@ -269,16 +272,20 @@ class _Copy:
             part, _ = self.parts[name]
             np.copyto(_bytes(self._buffer(name, part)), _bytes(part))
 
-    def _copy_on_stream(self) -> torch.cuda.Event:
+    def _copy_on_stream(self, names: Collection[str]) -> torch.cuda.Event:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for name, (part, _) in self.parts.items():
-                if part.is_cuda:
-                    self._buffer(name, part).copy_(part, non_blocking=True)
+            self._copy_from_gpu(names)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(stream)
         return event
+
+    def _copy_from_gpu(self, names: Collection[str]) -> None:
+        for name in names:
+            part, _ = self.parts[name]
+            if part.is_cuda:
+                self._buffer(name, part).copy_(part, non_blocking=True)
 
     def _buffer(self, name: str, part: Tensor) -> Tensor:
         if name not in self.buffers:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as f
 
 from finetune_api.job import Columns, JobSpec
 from finetune_trainer.data.dataset import Batch
@@ -50,7 +51,8 @@ def roles(columns: Columns) -> dict[str, str]:
 
 def next_token_losses(outputs: Any, batch: Batch) -> Tensor:
     """Cross-entropy summed over each sample's tokens: (n,). logits: (n, T, V); position t predicts t + 1."""
-    return summed(cross_entropy, outputs.logits[:, :-1], batch.target[:, 1:])
+    wanted = f.pad(batch.target[:, 1:], (0, 1), value=IGNORED)  # logits without their last would be a copy of them
+    return summed(cross_entropy, outputs.logits, wanted)
 
 
 def next_token_counts(batch: Batch) -> Tensor:
