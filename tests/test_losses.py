@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
 from torch.nn import functional as f
 from torchvision.ops import sigmoid_focal_loss
 
@@ -14,7 +15,8 @@ import tiny
 from finetune_api.job import Columns, Loss
 from finetune_trainer.data.dataset import Batch
 from finetune_trainer.errors import SpecFault
-from finetune_trainer.losses import Classes, chosen_objective, class_weights
+from finetune_trainer.losses import LARGE_VOCABULARY, Classes, chosen_objective, class_weights, cross_entropy
+from finetune_trainer.memory import LiveMemory
 from finetune_trainer.objectives import classes_of
 from finetune_trainer.run import prepare
 from finetune_trainer.task import IGNORED, Objective, Task
@@ -262,3 +264,49 @@ def test_classes_are_counted_among_the_training_samples(tmp_path, kind):
 def test_numbers_and_tokens_have_no_classes(tmp_path, kind):
     material = prepare(tiny.process_of(tiny.job(tmp_path, kind), tmp_path / "run"))
     assert classes_of(material.prepared, material.task) is None
+
+
+VOCABULARY = LARGE_VOCABULARY + 3
+"""Of the models that write; some rows more than one block."""
+
+
+def many_words(rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (rows, VOCABULARY), and targets of which every third counts for nothing."""
+    chosen = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, VOCABULARY, generator=chosen).mul(3).to(dtype)
+    target = torch.randint(VOCABULARY, (rows,), generator=chosen)
+    target[::3] = IGNORED
+    return logits.requires_grad_(), target
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["fp32", "bf16"])
+def test_a_large_vocabulary_is_judged_in_blocks_as_in_one_piece(dtype, tolerance):
+    logits, target = many_words(600, dtype)
+    share = torch.rand(600, generator=torch.Generator().manual_seed(1))
+    wanted = f.cross_entropy(logits.float(), target, reduction="none")
+    (wanted * share).sum().backward()
+    expected, logits.grad = logits.grad, None
+    losses = cross_entropy(logits, target)
+    (losses * share).sum().backward()
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, wanted, rtol=1e-6, atol=1e-6)
+    assert logits.grad.dtype == dtype
+    torch.testing.assert_close(logits.grad, expected, rtol=tolerance, atol=1e-8)
+    assert not logits.grad[target == IGNORED].any()
+    with torch.no_grad():
+        torch.testing.assert_close(cross_entropy(logits, target), wanted.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_large_vocabulary_takes_a_quarter_of_the_memory():
+    """Beside the logits in bf16 only their gradient, of 4 bytes that torch's own has 14."""
+    logits, target = many_words(2000, torch.bfloat16)
+    peaks = []
+    for judge in (cross_entropy, lambda logits, target: f.cross_entropy(logits.float(), target, reduction="none")):
+        memory = LiveMemory(nn.ParameterList([nn.Parameter(logits.detach())]))
+        with memory:
+            judge(logits, target).sum().backward()
+        peaks.append(memory.peak / logits.nbytes)
+        logits.grad = None
+    print("peaks beside the logits, of their size:", *(f"{peak:.1f}" for peak in peaks))
+    assert peaks[0] < 2.5
+    assert peaks[1] > 5

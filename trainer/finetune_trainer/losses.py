@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as f
 
 from finetune_api.job import Loss
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 NUMBERS = frozenset({"mse", "mae", "huber"})
 DEFAULT_GAMMA, DEFAULT_DELTA = 2.0, 1.0
+LARGE_VOCABULARY = 4096
+"""Classes from which on memory for the logits is what matters."""
+_CPU_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 24
+"""Logits at a time, as many as caches hold in fp32."""
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -34,8 +39,43 @@ def cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor | None = No
         weights: (C,) of the classes.
         smoothing: Share of the target that is spread over all classes (https://arxiv.org/abs/1512.00567).
     """
+    if weights is None and not smoothing and logits.shape[1] >= LARGE_VOCABULARY:
+        losses: Tensor = _BlockwiseCrossEntropy.apply(logits, target)
+        return losses
     weights = None if weights is None else weights.to(logits.device)
     return f.cross_entropy(logits.float(), target, weight=weights, label_smoothing=smoothing, reduction="none")
+
+
+class _BlockwiseCrossEntropy(torch.autograd.Function):
+    """Cross-entropy over a large vocabulary, some rows at a time.
+
+    Beside the logits there is one more tensor of their size and precision, their gradient, made with the losses.
+    torch's own keeps in fp32 a copy of the logits, its log-softmax and a gradient: of a language model the most that a
+    pass holds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        rows = max(1, (_GPU_BLOCK if logits.is_cuda else _CPU_BLOCK) // logits.shape[1])
+        losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        ctx.slopes = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(logits), rows):
+            block = slice(start, start + rows)
+            logs = logits[block].float().log_softmax(1)
+            ignored = (target[block] == IGNORED).unsqueeze(1)
+            right = target[block].clamp(min=0).unsqueeze(1)
+            of_right = logs.gather(1, right)
+            losses[block] = -of_right.masked_fill(ignored, 0).squeeze(1)
+            if ctx.slopes is not None:
+                slopes = logs.exp_().scatter_add_(1, right, -torch.ones_like(of_right))
+                ctx.slopes[block] = slopes.masked_fill_(ignored, 0)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        gradient, ctx.slopes = ctx.slopes, None
+        return gradient.mul_(slopes[0].unsqueeze(1)), None
 
 
 def token_losses(outputs: Any, batch: "Batch") -> Tensor:
