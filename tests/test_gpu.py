@@ -1,4 +1,4 @@
-"""What only a GPU shows: bf16 and fp16, attention's kernels, memory, few bits, NCCL. Run by ``pytest -m gpu``.
+"""What only a GPU shows: bf16 and fp16, attention's kernels, memory, NCCL. Run by ``pytest -m gpu``.
 
 Two workers share one GPU here, each as a machine of its own to NCCL, so that they talk through sockets as pods do.
 """
