@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import subjects
-from gpu_tokens import SKIPPED, Clock, train_ours, write_tokenizer
+from gpu_tokens import SKIPPED, Clock, train_hf, train_ours, write_tokenizer
 from measure import Record, Report, arguments, in_fresh_process, in_turn, median
 
 LENGTHS = (8, 256)
@@ -44,7 +44,7 @@ def train(settings: Record) -> Record:
         else:
             model = subjects.plain_model(process, material)
             rows, collate, more = (_text_side if is_text else _image_side)(settings, material)
-            _train_hf(settings, model, rows, collate, clock, folder, more)
+            train_hf(settings, model, rows, collate, clock, folder, remove_unused_columns=False, **more)
     return {"samplesPerSecond": (settings["steps"] - SKIPPED) * settings["batch"] / clock.window.seconds["wallSeconds"]}
 
 
@@ -126,34 +126,6 @@ class _Images:
         with Image.open(self.paths[index]) as image:
             pixels = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": self.labels[index]}
-
-
-def _train_hf(
-    settings: Record, model: Any, rows: Any, collate: Any, clock: Clock, folder: Path, more: dict[str, Any]
-) -> None:
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
-            clock.step()
-
-    options = TrainingArguments(
-        output_dir=str(folder / "hf"),
-        per_device_train_batch_size=settings["batch"],
-        max_steps=settings["steps"],
-        learning_rate=subjects.LEARNING_RATE,
-        weight_decay=subjects.WEIGHT_DECAY,
-        warmup_steps=subjects.WARMUP,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **more,
-    )
-    Trainer(model, options, train_dataset=rows, data_collator=collate, callbacks=[Steps()]).train()
 
 
 def compare(task: str, gpu: str, options: Any) -> Report:

@@ -33,6 +33,8 @@ SIDES = ("ours", "HF Trainer")
 
 def train(settings: Record) -> Record:
     """One side: tokens per second, and FLOPs a token."""
+    from transformers import default_data_collator
+
     with subjects.scratch() as folder:
         document = _job(folder, settings)
         process, material = subjects.prepared(document, folder / "run")
@@ -43,7 +45,7 @@ def train(settings: Record) -> Record:
             model = loop.inner
         else:
             model = subjects.plain_model(process, material)
-            _train_hf(settings, material, model, clock, folder)
+            train_hf(settings, model, _rows(material), default_data_collator, clock, folder)
         config = model.config
         parameters = sum(value.numel() for value in model.parameters()) - config.n_positions * config.n_embd
         attention = 12 * config.n_layer * config.n_embd * settings["length"]
@@ -127,19 +129,23 @@ def train_ours(loop: Any, state: Any, clock: Clock) -> None:
     loop.run(state)
 
 
-def _train_hf(settings: Record, material: Any, model: Any, clock: Clock, folder: Path) -> None:
+def _rows(material: Any) -> list[dict[str, Any]]:
+    part = material.parts["train"]
+    offsets = part.encoded.offsets
+    ids = [part.encoded.ids[offsets[row] : offsets[row + 1]].tolist() for row in part.rows.tolist()]
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def train_hf(settings: Record, model: Any, rows: Any, collate: Any, clock: Clock, folder: Path, **options: Any) -> None:
+    """HF Trainer on ``rows``; ``options`` are TrainingArguments beside those that every benchmark on a GPU sets."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Steps(TrainerCallback):
         def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
             clock.step()
 
-    part = material.parts["train"]
-    offsets = part.encoded.offsets
-    ids = [part.encoded.ids[offsets[row] : offsets[row + 1]].tolist() for row in part.rows.tolist()]
-    rows = [{"input_ids": row, "labels": row} for row in ids]
-    options = TrainingArguments(
+    chosen = TrainingArguments(
         output_dir=str(folder / "hf"),
         per_device_train_batch_size=settings["batch"],
         max_steps=settings["steps"],
@@ -151,9 +157,9 @@ def _train_hf(settings: Record, material: Any, model: Any, clock: Clock, folder:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **options,
     )
-    collate = default_data_collator
-    Trainer(model, options, train_dataset=rows, data_collator=collate, callbacks=[Steps()]).train()
+    Trainer(model, chosen, train_dataset=rows, data_collator=collate, callbacks=[Steps()]).train()
 
 
 def peak_flops(name: str) -> float | None:

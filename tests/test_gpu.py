@@ -4,21 +4,18 @@ Two workers share one GPU here, each as a machine of its own to NCCL, so that th
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch.profiler import ProfilerActivity, profile
 
 import tiny
-from finetune_trainer import checkpoint
 from finetune_trainer.estimate import GPU_RESERVE, estimate, longest_samples, subject_of
-from finetune_trainer.loop import Loop
 from finetune_trainer.memory import run_pass
-from finetune_trainer.run import Material, Process, assemble, build_model, prepare
+from finetune_trainer.run import prepare
+from test_capabilities import STAGES
 from workers import history_of, meeting_port
 
 pytestmark = [
@@ -56,24 +53,15 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("kind", tiny.TASKS)
 def test_losses_are_those_of_the_cpu(kind, precision, tmp_path, monkeypatch):
     process = tiny.process_of(tiny.job(tmp_path, kind, {"training": {"precision": precision}}), tmp_path / "gpu")
-    material = prepare(process)
-    loop = trained(process, material)
+    material = prepare(process)  # texts are padded otherwise for a GPU, so that their batches are others
+    loop = tiny.trained(process, material)
     assert {value.device.type for value in loop.inner.parameters()} == {"cuda"}
     assert {value.dtype for value in loop.inner.parameters()} == {torch.float32}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    trained(tiny.process_of(tiny.job(tmp_path, kind), tmp_path / "cpu"), material)
+    tiny.trained(tiny.process_of(tiny.job(tmp_path, kind), tmp_path / "cpu"), material)
     assert losses(tmp_path / "gpu") == pytest.approx(losses(tmp_path / "cpu"), rel=ON_GPU[precision])
     if precision == "auto":
         assert losses(tmp_path / "gpu") != losses(tmp_path / "cpu")
-
-
-def trained(process: Process, material: Material) -> Loop:
-    """The loop of a run on these data: texts are padded otherwise for a GPU, so that their batches are others."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    loop, state = assemble(process, tiny.group_of(process), material, *build_model(process.spec, material))
-    loop.run(state)
-    loop.history.close()
-    return loop
 
 
 FUSED = ("flash", "fmha", "cudnn_generated", "sdpa")
@@ -108,13 +96,7 @@ def test_compiled_training_has_the_same_losses(tmp_path):
 
 # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 16,
-    "hidden_sizes": [16, 32],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
+RESNET = {"model_type": "resnet", **STAGES}
 
 
 @pytest.mark.parametrize(
@@ -136,18 +118,10 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(kind, spec, tmp_path):
     whole = losses(tmp_path / "whole")
     for step in (2, 4, 6):
         run = tmp_path / f"from-{step}"
-        copy_up_to(step, tmp_path / "whole", run)
+        tiny.copy_up_to(step, tmp_path / "whole", run)
         tiny.trained(tiny.process_of(job, run))
         print(f"from {step}: {'equal' if losses(run) == whole else 'near'}")
         assert losses(run) == pytest.approx(whole, rel=1e-4), step
-
-
-def copy_up_to(last: int, source: Path, run: Path) -> None:
-    """The run as it was when the checkpoint of ``last`` was its newest."""
-    shutil.copytree(source, run)
-    for step in checkpoint.steps_in(run / "checkpoints"):
-        if step > last:
-            shutil.rmtree(run / "checkpoints" / checkpoint.name_of(step))
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────

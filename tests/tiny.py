@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch import distributed
 
 from finetune_api import FineTuneJob, parse_job
 from finetune_api.wiring import RunFolder
+from finetune_trainer import checkpoint
 from finetune_trainer.context import Context
 from finetune_trainer.course import RunState
 from finetune_trainer.distributed import Group
 from finetune_trainer.heartbeat import Heartbeat
 from finetune_trainer.loop import Loop
 from finetune_trainer.progress import Reporter
-from finetune_trainer.run import Process, assemble, build_model, prepare
+from finetune_trainer.run import Material, Process, assemble, build_model, prepare
 from finetune_trainer.signals import StopRequest
 from shapes import write_shapes
 
@@ -211,17 +213,17 @@ def group_of(process: Process) -> Group:
         return Group(process.context, has_gpu=False)
 
 
-def assembled(process: Process) -> tuple[Loop, RunState]:
-    """The loop of a run, as ``finetune_trainer.run.run`` puts it together."""
+def assembled(process: Process, material: Material | None = None) -> tuple[Loop, RunState]:
+    """The loop of a run, as ``finetune_trainer.run.run`` puts it together; its data are read unless they are given."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    material = prepare(process)
+    material = material or prepare(process)
     inner, rates = build_model(process.spec, material)
     return assemble(process, group_of(process), material, inner, rates)
 
 
-def trained(process: Process) -> Loop:
+def trained(process: Process, material: Material | None = None) -> Loop:
     """The loop of a run that was trained to its end."""
-    loop, state = assembled(process)
+    loop, state = assembled(process, material)
     loop.run(state)
     loop.group.wait()
     if loop.history is not None:
@@ -233,3 +235,12 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     """The training steps in a run's history."""
     lines = [json.loads(line) for line in RunFolder(run).history.read_text().splitlines()]
     return [line for line in lines if line["kind"] == "step"]
+
+
+def copy_up_to(last: int, source: Path, run: Path) -> None:
+    """The run in ``source`` as it was when the checkpoint of step ``last`` was its newest, in folder ``run``."""
+    shutil.copytree(source, run)
+    saved = RunFolder(run).checkpoints
+    for step in checkpoint.steps_in(saved):
+        if step > last:
+            shutil.rmtree(saved / checkpoint.name_of(step))

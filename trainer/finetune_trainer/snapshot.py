@@ -252,13 +252,13 @@ class _Copy:
     ) -> None:
         self.parts = parts
         self.buffers = buffers
-        later = parts.keys() - at_once
+        now, later = parts.keys() & at_once, parts.keys() - at_once
         self._later = [name for name in later if not parts[name][0].is_cuda]
-        self._copy_on_cpu([name for name in at_once & parts.keys() if not parts[name][0].is_cuda])
+        self._copy_on_cpu([name for name in now if not parts[name][0].is_cuda])
         self._event: torch.cuda.Event | None = None
         if any(part.is_cuda for part, _ in parts.values()):
             # What the next pass changes is copied before it, in the queue that computes; the rest beside it.
-            self._copy_from_gpu(at_once & parts.keys())
+            self._copy_from_gpu(now)
             self._event = self._copy_on_stream(later)
 
     def finish(self) -> None:
