@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -224,6 +225,8 @@ class Shown:
     loop: asyncio.AbstractEventLoop
     url: str
     port: int
+    connections: Callable
+    """How many clients the server is connected to."""
 
     def do(self, work):
         """Change the board, as a source does; returns when it is done."""
@@ -249,7 +252,9 @@ def shown(site=None, pace=HURRY, port=0):
     try:
         board, runner = run(_start(site, pace, port)).result(10)
         bound = runner.addresses[0][1]
-        yield Shown(board, loop, f"http://127.0.0.1:{bound}{site.prefix}/", bound)
+        yield Shown(
+            board, loop, f"http://127.0.0.1:{bound}{site.prefix}/", bound, lambda: len(runner.server.connections)
+        )
         run(runner.cleanup()).result(20)
     finally:
         loop.call_soon_threadsafe(loop.stop)
