@@ -325,7 +325,7 @@ def main() -> None:
         print(json.dumps({"prepare": prepare, "train": train}[options.worker["do"]](options.worker)))
         return
     if options.quick:
-        options.samples, options.test, options.near, options.speed = 200, 50, 60, 100
+        options.samples, options.test, options.near, options.speed = 200, 50, 60, 600
         options.repeats, options.epochs = 1, 0.1
     with subjects.scratch() as folder:
         for name in options.parts or PARTS:

@@ -16,7 +16,7 @@ from text_classification import TOKENS, job_of, our_batches, train_ours, warm_up
 
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_linear"),
-    "attention": ("scaled_dot_product", "softmax", "_flash_attention"),
+    "attention": ("scaled_dot_product", "softmax", "_flash_attention", "_Attention"),
     "dropout": ("dropout", "bernoulli", "random", "native_dropout"),
     "GELU": ("gelu",),
     "layer norm": ("layer_norm",),

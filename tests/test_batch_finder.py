@@ -16,6 +16,7 @@ from finetune_trainer.batch_finder import Search, available_memory, check_auto, 
 from finetune_trainer.data.passes import CPU_COST, PassCost
 from finetune_trainer.errors import PlatformError, SpecFault
 from finetune_trainer.estimate import subject_of
+from finetune_trainer.kernels import make_fast
 from finetune_trainer.memory import held_memory
 
 AUTO = {"training": {"batchSize": "auto", "effectiveBatchSize": 6}}
@@ -25,6 +26,7 @@ def search(folder: Path, kind: str = "image-classification", spec=None) -> Searc
     """What a run on this machine would try."""
     process = tiny.process_of(pairs.tiny_or_pairs(folder, kind, AUTO | (spec or {})), folder / "run")
     subject = subject_of(process)
+    make_fast(subject.model, torch.device("cpu"))
     return Search(
         spec=process.spec,
         model=subject.model,

@@ -66,7 +66,6 @@ import tiny
 from test_estimate import LARGE, subject
 from finetune_trainer.estimate import estimate, longest_samples
 from finetune_trainer.memory import run_pass
-from finetune_trainer.dropout import use_fast_dropout
 
 def resident(kind):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -76,7 +75,6 @@ SPEC = {{"model": {{"config": LARGE, "dropout": 0.1}}, "data": {{"padding": "max
          "training": {{"batchSize": 24, "maxSteps": 2, "precision": "fp32"}}}}
 one = subject(Path({folder!r}), "text-classification", SPEC)
 found = estimate(one, gpu_memory=None)
-use_fast_dropout(one.model)
 one.model.train()
 optimizer = torch.optim.AdamW(one.model.parameters(), fused=True)
 batch = one.part.batch(0, longest_samples(one.part, 24), is_counted=True)

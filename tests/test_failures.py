@@ -300,7 +300,7 @@ def test_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(workers
     """Each step multiplies the weights by -99, until the infinite is subtracted from the infinite."""
     wanted = tiny.job(
         tmp_path,
-        "image-classification",
+        "text-classification",
         {
             "strategy": {"learningRate": {"value": 10}},
             "training": {"weightDecay": 10, "maxSteps": 40},

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.activations import NewGELUActivation
 
 import tiny
-from finetune_trainer.kernels import AlignedLinear, align_output_layer, use_one_gelu
+from finetune_trainer.kernels import AlignedLinear, RowEmbedding, add_rows_alone, align_output_layer, use_one_gelu
 
 ODD = 101
 """A vocabulary that is no multiple of 8."""
@@ -48,7 +48,7 @@ def logits_and_gradients(model):
     return logits.detach(), {name: value.grad for name, value in model.named_parameters()}
 
 
-@pytest.mark.parametrize("change", [use_one_gelu, align_output_layer])
+@pytest.mark.parametrize("change", [use_one_gelu, align_output_layer, add_rows_alone])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_gradients_are_the_same(name, change):
     plain = made(name)
@@ -80,3 +80,47 @@ def test_an_output_layer_that_is_aligned_or_not_there_is_left_alone():
     align_output_layer(aligned)
     assert type(aligned.lm_head) is nn.Linear
     align_output_layer(AutoModelForCausalLM.from_config(config).base_model)
+
+
+def passes(model, count):
+    """Gradients after some passes over other tokens each, as in a step."""
+    for at in range(count):
+        ids = (torch.arange(20) * (at + 3)).view(2, 10) % 50
+        model(ids).square().sum().backward()
+    return model.weight.grad
+
+
+@pytest.mark.parametrize("padding", [None, 0, 7], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_rows_that_are_added_alone_add_up(count, padding):
+    plain = nn.Embedding(50, 4, padding_idx=padding)
+    fast = copy.deepcopy(plain)
+    add_rows_alone(nn.ModuleList([fast]))
+    assert type(fast) is RowEmbedding
+    wanted, found = passes(plain, count), passes(fast, count)
+    assert not found.is_sparse
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_embeddings_that_are_also_the_output_add_up():
+    plain = made("gpt2, its embeddings tied")
+    fast = copy.deepcopy(plain)
+    add_rows_alone(fast)
+    for model in (plain, fast):
+        for shift in range(3):
+            ids = (torch.arange(60).view(3, 20) + shift) % ODD
+            nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten()).backward()
+    torch.testing.assert_close(fast.lm_head.weight.grad, plain.lm_head.weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_embeddings_have_no_gradient():
+    layer = nn.Embedding(50, 4).requires_grad_(requires_grad=False)
+    add_rows_alone(nn.ModuleList([layer]))
+    assert not layer(torch.tensor([1])).requires_grad
+
+
+@pytest.mark.parametrize("wish", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}], ids=str)
+def test_embeddings_with_wishes_of_their_own_are_left_alone(wish):
+    layer = nn.Embedding(50, 4, **wish)
+    add_rows_alone(nn.ModuleList([layer]))
+    assert type(layer) is nn.Embedding

@@ -24,7 +24,8 @@ from finetune_trainer.data.dataset import Part
 from finetune_trainer.data.order import Indices
 from finetune_trainer.data.prepare import TRAIN
 from finetune_trainer.distributed import Group, is_sharded
-from finetune_trainer.kernels import use_fast_kernels, use_one_gelu
+from finetune_trainer.first_token import compute_what_is_read
+from finetune_trainer.kernels import make_fast, use_one_gelu
 from finetune_trainer.memory import AsOnGpu, HeldMemory, LiveMemory, PassMemory, held_memory, measure_passes, run_pass
 from finetune_trainer.quantized import bits_of, without_bits
 from finetune_trainer.strategies import set_training
@@ -87,9 +88,10 @@ def measure(subject: Subject, precision: str, *, on_gpu: bool) -> PassMemory:
     """The memory of passes of the longest samples, measured on the CPU."""
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
     if on_gpu:
+        compute_what_is_read(subject.model)
         use_one_gelu(subject.model)
     else:
-        use_fast_kernels(subject.model, torch.device("cpu"))
+        make_fast(subject.model, torch.device("cpu"))
     set_training(subject.model)
 
     def run(samples: int) -> None:

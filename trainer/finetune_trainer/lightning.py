@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune_api.job import FineTuneJob
 from finetune_api.wiring import RunFolder
 from finetune_trainer.clip import clip_gradients
-from finetune_trainer.compiling import compile_model
 from finetune_trainer.context import Context
 from finetune_trainer.contrastive import backward_jointly
 from finetune_trainer.course import RunState, advance, make_course
@@ -36,7 +35,7 @@ from finetune_trainer.distributed import Group, precision_of
 from finetune_trainer.errors import SpecFault
 from finetune_trainer.export import Exported, export
 from finetune_trainer.heartbeat import Heartbeat
-from finetune_trainer.kernels import use_fast_kernels
+from finetune_trainer.kernels import make_fast
 from finetune_trainer.loop import seed_step
 from finetune_trainer.metrics import Scores, choose_metrics
 from finetune_trainer.optimizer import build_optimizer, set_rates
@@ -228,10 +227,7 @@ class FineTuneModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Compiled, or by the kernels of a run of ours."""
-        if self.job.spec.training.compile:
-            compile_model(self.model, self.device)
-        else:
-            use_fast_kernels(self.model, self.device)
+        make_fast(self.model, self.device, compiled=self.job.spec.training.compile)
 
     def training_step(self, batch: Step, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
         """One optimizer step; see ``Loop``."""

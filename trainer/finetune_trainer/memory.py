@@ -138,6 +138,8 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _note(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:  # rows of an embedding's gradient, which are noted as what they are made of
+            return tensor
         storage = tensor.untyped_storage()
         identity, size = storage._cdata, storage.nbytes()  # noqa: SLF001 - its identity
         if identity not in self._known:

@@ -20,7 +20,6 @@ from finetune_trainer import checkpoint
 from finetune_trainer.attempts import record_start
 from finetune_trainer.augmented import augmented_samples
 from finetune_trainer.batch_finder import Search, check_auto, within_memory
-from finetune_trainer.compiling import compile_model
 from finetune_trainer.context import Context
 from finetune_trainer.course import RunState, make_course
 from finetune_trainer.data.dataset import Part
@@ -40,7 +39,7 @@ from finetune_trainer.evaluate import Judge
 from finetune_trainer.finish import Ending, finish
 from finetune_trainer.heartbeat import Heartbeat
 from finetune_trainer.history import History
-from finetune_trainer.kernels import use_fast_kernels
+from finetune_trainer.kernels import make_fast
 from finetune_trainer.layers import find_layers
 from finetune_trainer.loop import Loop
 from finetune_trainer.materials import Ingredients
@@ -188,10 +187,7 @@ def assemble(
     if context.is_main:
         describe_run(context, material, inner, rates)
     accelerator = make_accelerator(spec, context)
-    if spec.training.compile:
-        compile_model(inner, accelerator.device)
-    else:
-        use_fast_kernels(inner, accelerator.device)
+    make_fast(inner, accelerator.device, compiled=spec.training.compile)
     objective = objective_of(process, material, group, accelerator.device)
     cost = pass_cost(accelerator.device, sharded=is_sharded(spec, group.size))
     if spec.training.batch_size == "auto":
