@@ -6,17 +6,12 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+import tiny
 from finetune_trainer import attention as subject
 from finetune_trainer.attention import attention, use_fast_attention
 from finetune_trainer.dropout import kept, rounded
 
-CONFIG = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+CONFIG = {**tiny.BERT, "vocab_size": 50}
 P = 0.3
 
 
@@ -145,7 +140,7 @@ def test_a_model_computes_the_same_with_it(padded, monkeypatch):
     assert calls == [0.1] * 2
 
 
-def test_a_model_with_a_wish_of_its_own_is_left_alone(tmp_path):
+def test_a_model_with_a_wish_of_its_own_is_left_alone():
     eager = BertForSequenceClassification(BertConfig(**CONFIG, attn_implementation="eager"))
     use_fast_attention(eager)
     assert eager.config._attn_implementation == "eager"

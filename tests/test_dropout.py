@@ -6,15 +6,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification
 
+import tiny
 from finetune_trainer.dropout import CpuDropout, drop, use_fast_dropout
 
-CONFIG = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+CONFIG = {**tiny.BERT, "vocab_size": 50}
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9], ids=str)
@@ -58,6 +53,18 @@ def test_checkpointing_draws_the_same_mask_again():
     out = checkpoint(layer, values, use_reentrant=False)
     out.sum().backward()
     assert torch.equal(values.grad == 0, out == 0)
+
+
+def test_every_dropout_of_a_model_is_drawn_by_it(monkeypatch):
+    """With masks that drop nothing, a training pass equals an evaluation."""
+    model = BertForSequenceClassification(BertConfig(**CONFIG, num_labels=3, attention_probs_dropout_prob=0.0))
+    use_fast_dropout(model)
+    ids = torch.randint(1, 50, (3, 7))
+    calls = []
+    monkeypatch.setattr("finetune_trainer.dropout.drop", lambda values, p: calls.append(p) or values)
+    trained, judged = model.train()(input_ids=ids).logits, model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(trained, judged, rtol=1e-5, atol=1e-6)
+    assert calls == [0.1] * (1 + 2 * 2 + 1)  # embeddings, two a layer beside the attention's, classifier
 
 
 def test_saves_as_any_model(tmp_path):

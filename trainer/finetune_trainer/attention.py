@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from finetune_trainer.dropout import kept, new_seed, rounded
+from finetune_trainer.dropout import kept, new_seed, rounded, scale_of
 
 NAME = "finetune_cpu"
 """Among transformers' implementations of attention."""
@@ -28,14 +29,14 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, p: float
     ) -> Tensor:
         """(n, heads, queries, d)."""
-        ctx.scale, ctx.rescale = scale, 1 / (1 - rounded(p)) if rounded(p) < 1 else 0.0
+        ctx.scale, ctx.rescale = scale, scale_of(p)
         bits = np.random.SFC64(new_seed())
         out = _like(query, value.shape[-1])
         weights, masks = [], []
         for block in _blocks(query, key):
             scores = torch.matmul(query[block] * scale, key[block].transpose(-1, -2))
             if bias is not None:
-                scores += bias[block] if len(bias) > 1 else bias
+                scores += bias[block]
             weights.append(scores.softmax(-1))
             masks.append(kept(bits, scores.shape, p))
             dropped = masks[-1].to(scores.dtype).mul_(weights[-1])
@@ -44,13 +45,14 @@ class _Attention(torch.autograd.Function):
         return out.mul_(ctx.rescale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         """Slopes of queries, keys and values."""
-        query, key, value, *kept_of_blocks = ctx.saved_tensors
+        query, key, value, *saved = ctx.saved_tensors
         blocks = _blocks(query, key)
+        weights, masks = saved[: len(blocks)], saved[len(blocks) :]
         slopes = _like(query, query.shape[-1]), _like(key, key.shape[-1]), _like(value, value.shape[-1])
-        for block, weight, is_kept in zip(blocks, kept_of_blocks, kept_of_blocks[len(blocks) :], strict=False):
+        for block, weight, is_kept in zip(blocks, weights, masks, strict=True):
             mask = is_kept.to(weight.dtype)
             above = slope[block] * ctx.rescale
             of_weights = torch.matmul(above, value[block].transpose(-1, -2)).mul_(mask)
@@ -103,6 +105,8 @@ def attention(
     bias = attention_mask
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros(bias.shape, dtype=dtype).masked_fill_(~bias, torch.finfo(dtype).min)
+    if bias is not None:
+        bias = bias.expand(len(query), -1, -1, -1)
     wide = (one.to(dtype) for one in (query, key, value))
     with torch.autocast("cpu", enabled=False):
         out = _Attention.apply(*wide, bias, scaling or query.shape[-1] ** -0.5, dropout)

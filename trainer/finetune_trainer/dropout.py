@@ -27,6 +27,12 @@ def rounded(p: float) -> float:
     return round(p * _LEVELS) / _LEVELS
 
 
+def scale_of(p: float) -> float:
+    """What is kept is multiplied by this, so that the mean stays; 0 if nothing is."""
+    rate = rounded(p)
+    return 1 / (1 - rate) if rate < 1 else 0.0
+
+
 def kept(bits: np.random.SFC64, shape: torch.Size, p: float) -> Tensor:
     """What is kept of a tensor of ``shape``, as the next of ``bits`` say: 1 or, with probability ``rounded(p)``, 0."""
     count = math.prod(shape)
@@ -37,12 +43,10 @@ def kept(bits: np.random.SFC64, shape: torch.Size, p: float) -> Tensor:
 
 def drop(values: Tensor, p: float) -> Tensor:
     """``values`` (any shape, on the CPU), each set to 0 with probability ``p``, the others scaled by 1 / (1 - p)."""
-    rate = rounded(p)
-    if rate == 0:
+    if rounded(p) == 0:
         return values
-    scale = 1 / (1 - rate) if rate < 1 else 0.0
     mask = kept(np.random.SFC64(new_seed()), values.shape, p).to(values.dtype)
-    return values * mask.mul_(scale)
+    return values * mask.mul_(scale_of(p))
 
 
 class CpuDropout(nn.Dropout):

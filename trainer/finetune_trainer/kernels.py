@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as f
 
 from finetune_trainer.attention import use_fast_attention
@@ -93,10 +94,8 @@ class _Rows(torch.autograd.Function):
         return f.embedding(ids, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         (ids,), size = ctx.saved_tensors, ctx.weight.shape
         padding = -1 if ctx.padding is None else ctx.padding
         if ctx.weight.grad is None:
