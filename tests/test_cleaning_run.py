@@ -388,6 +388,15 @@ def test_too_few_samples_to_judge_labels_by(tmp_path):
         cleaned(wanted, tmp_path / "r")
 
 
+def test_a_class_that_would_lose_all_its_training_samples_is_an_error(tmp_path):
+    rare = [{**row, "label": "rare"} for row in essays(6)]
+    wanted = job(tmp_path, [*essays(120), *rare], {"labelNoise": {"action": "drop"}})
+    with pytest.raises(DataError, match=r'labelNoise.action: is drop, which leaves no training sample of "rare"; use'):
+        cleaned(wanted, tmp_path / "r")
+    record = next((tmp_path / "r").rglob("cleaning.jsonl")).read_text()
+    assert record.count('"label": "rare"') == len(rare)
+
+
 def test_a_class_too_rare_is_not_judged(tmp_path):
     rows = [*essays(60), *({"text": "wave boat tide", "label": "rare"} for _ in range(3))]
     lines = cleaned(job(tmp_path, rows, {"labelNoise": {}}), tmp_path / "r")[1]

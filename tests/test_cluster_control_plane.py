@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster import running
 from cluster.errors import ClusterError
 from cluster.manifests import RESTRICTED, indexed_job
 from cluster.running import CHECKOUT, Shape
@@ -82,6 +85,19 @@ def test_the_command_is_idempotent_and_leaves_nothing(tmp_path):
     _run(*command, "down", "--folder", str(folder))
     assert not folder.exists()
     assert _processes_of(folder) == []
+
+
+def test_a_port_that_something_took_meanwhile_is_given_up(start_cluster, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        chosen = iter([[*running.free_ports(4), taken], running.free_ports(5)])
+        monkeypatch.setattr(running, "free_ports", lambda _: next(chosen))
+        cluster = start_cluster(Shape())
+        assert taken not in asdict(cluster.plane.ports).values()
+        assert set(cluster.keeper.exits().values()) == {None}
+        cluster.down()
 
 
 def test_it_ends_with_its_owner(tmp_path):

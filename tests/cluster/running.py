@@ -28,7 +28,8 @@ USERS = {
     "controllers": ("system:kube-controller-manager", ()),
     "scheduler": ("system:kube-scheduler", ()),
 }
-
+TAKEN = "address already in use"
+"""What the log of a process ends with that does not get its port."""
 
 _keepers: dict[Path, subprocess.Popen[bytes]] = {}
 """Those that this process started, by their folder: an owned one ends when the pipe to it is closed."""
@@ -69,7 +70,6 @@ def bring_up(folder: Path, shape: Shape | None = None, *, owned: bool = False) -
     with locked(folder.with_name(f"{folder.name}.lock")):
         cluster = Cluster(folder / "kubeconfig", folder)
         if not _is_running(folder):
-            _clear(folder)
             return _bring_up_new(cluster, shape, owned=owned)
         _start_all(cluster, _grown(folder, shape))
         return cluster
@@ -98,7 +98,18 @@ def _is_running(folder: Path) -> bool:
     return (folder / FILE).exists() and Keeper(folder).is_there()
 
 
-def _bring_up_new(cluster: Cluster, shape: Shape, *, owned: bool) -> Cluster:
+def _bring_up_new(cluster: Cluster, shape: Shape, *, owned: bool, tries: int = 3) -> Cluster:
+    """On other ports where something took one of the chosen before the cluster's process did."""
+    _clear(cluster.folder)
+    try:
+        return _bring_up_once(cluster, shape, owned=owned)
+    except ClusterError as error:
+        if tries == 1 or TAKEN not in str(error):
+            raise
+    return _bring_up_new(cluster, shape, owned=owned, tries=tries - 1)
+
+
+def _bring_up_once(cluster: Cluster, shape: Shape, *, owned: bool) -> Cluster:
     try:
         # Two nodes that start at the same time must not take the same network.
         with locked(cache_folder() / "node.lock") if shape.real_node else contextlib.nullcontext():

@@ -14,7 +14,9 @@ from finetune_trainer.cleaning.record import write_record
 from finetune_trainer.cleaning.text_hashes import Indices
 from finetune_trainer.context import Context
 from finetune_trainer.data.cache import Beat
+from finetune_trainer.data.columns import listing
 from finetune_trainer.data.read import Samples
+from finetune_trainer.errors import DataError
 
 
 def clean_sources(
@@ -46,7 +48,8 @@ def judge_labels(
 ) -> tuple[Indices, NDArray[np.float32] | None]:
     """The training rows without those that are likely to be mislabelled, and every row's weight in the loss if asked.
 
-    Rank 0 writes the record of all cleaning. Raises DataError if there are too few samples to judge labels by.
+    Rank 0 writes the record of all cleaning. Raises DataError if there are too few samples to judge labels by, or if
+    a class would have no training samples left.
     """
     if cleaned is None or spec.data.cleaning is None:
         return train, None
@@ -58,5 +61,12 @@ def judge_labels(
     found = find_mislabelled(samples, values, labels, spec, context, beat)
     if context.is_main:
         write_record(context.run, cleaned, mislabelled_lines(found, samples, labels, train, noise))
-    kept = np.setdiff1d(train, found.rows) if noise.action == "drop" else train
-    return kept, found.weights(len(samples.table)) if noise.action == "downWeight" else None
+    if noise.action != "drop":
+        return train, found.weights(len(samples.table)) if noise.action == "downWeight" else None
+    kept = np.setdiff1d(train, found.rows)
+    if lost := [labels[index] for index in np.setdiff1d(values[train], values[kept])]:
+        raise DataError(
+            f"spec.data.cleaning.labelNoise.action: is drop, which leaves no training sample of {listing(lost)}; use"
+            " downWeight or report, or add samples of it"
+        )
+    return kept, None
