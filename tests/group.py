@@ -2,13 +2,14 @@
 
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
+
+from cluster.ports import free_port
 
 TIMEOUT = timedelta(seconds=300)
 """Imports alone were seen to take 100 s with a dozen busy processes on 2 cores."""
@@ -57,13 +58,6 @@ def _receive(pipe: Connection, deadline: float) -> Any:
     if not pipe.poll(max(0.0, deadline - time.monotonic())):
         return False, f"no answer within {TIMEOUT}"
     return pipe.recv()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(pipe: Connection) -> None:

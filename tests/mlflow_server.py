@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster.cache import build_once, cache_folder, run_logged
-from group import free_port
+from cluster.ports import free_port
 
 VERSION = "3.17.2"
 _START_SECONDS = 180

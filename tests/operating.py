@@ -4,18 +4,18 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from cluster.ports import free_ports
 from finetune_api import ProgressReport, TerminationMessage
 
 API_VERSION = "finetune.dev/v1alpha1"
@@ -25,8 +25,6 @@ RUNTIME = {
     "metadata": {"name": "default"},
     "spec": {"image": "trainer:1", "volume": {"claimName": "runs"}},
 }
-_ports = itertools.count(10_000 + os.getpid() % 10_000 * 2)
-"""Below those that the kernel gives to connections, which begin at 32,768."""
 _addresses = itertools.count(2)
 
 
@@ -55,19 +53,11 @@ def until(look, seconds=30.0, what=""):
     raise AssertionError(f"not within {seconds} s: {(what() if callable(what) else what) or look}; last {last!r}")
 
 
-def free_port() -> int:
-    """A port of loopback that nobody has; given out once."""
-    for port in _ports:
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError
-
-
 class Operator:
     """One replica."""
 
     def __init__(self, cluster, log: Path, *flags: str):
-        self.metrics_port, self.health_port = free_port(), free_port()
+        self.metrics_port, self.health_port = free_ports(2)
         self.log = log
         environment = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
         command = [sys.executable, "-m", "finetune_operator", "--verbose", "--bind-address=127.0.0.1", *flags]

@@ -16,7 +16,7 @@ import yaml
 
 from cluster.cache import cache_folder
 from cluster.debian import unpacked
-from cluster.ports import free_ports
+from cluster.ports import free_port
 from operating import until
 
 PORTS = {"operator": "metrics", "trainer": "progress"}
@@ -56,8 +56,7 @@ def prometheus(folder: Path) -> Iterator[Prometheus]:
     folder.mkdir()
     program = unpacked("prometheus", cache_folder() / "debian") / "usr/bin/prometheus"
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration()))
-    (port,) = free_ports(1)
-    where = f"127.0.0.1:{port}"
+    where = f"127.0.0.1:{free_port()}"
     options = [f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'series'}",
                f"--web.listen-address={where}"]  # fmt: skip
     with (folder / "log").open("w") as log:

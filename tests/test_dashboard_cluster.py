@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from cluster.ports import free_port
 from dashboards import pending, raw_experiment, running, succeeded, write_status
 from finetune_api.outcomes import ExitCode
 from finetune_cli.cluster.access import Access
@@ -21,7 +22,7 @@ from finetune_cli.dashboard.board import Board
 from finetune_cli.dashboard.cluster_source import Scope, Watcher, scopes
 from finetune_cli.main import main
 from finetune_operator.kinds import FINE_TUNE_EXPERIMENT, FINE_TUNE_JOB
-from operating import free_port, job, until
+from operating import job, until
 
 JOBS = "FineTuneJobs in namespace {}"
 

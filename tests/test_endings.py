@@ -11,12 +11,13 @@ import time
 import pytest
 
 import tiny
+from cluster.ports import free_port
 from finetune_api import read_job
 from finetune_api.outcomes import Cause
 from finetune_api.status import Phase
 from finetune_api.wiring import RunFolder
 from finetune_trainer.checkpoint import name_of, steps_in, verify
-from workers import DEADLINE_SECONDS, history_of, last_step, meeting_port, until
+from workers import DEADLINE_SECONDS, history_of, last_step, until
 
 LEAVE_SECONDS = 25
 """All of a run is gone that soon after one of its processes was asked to leave."""
@@ -148,7 +149,7 @@ def test_killed_rank_ends_the_others(workers, tmp_path):
 
 
 def test_killed_worker_ends_the_other_worker(workers, tmp_path):
-    port, wanted = meeting_port(), job(tmp_path, 1, **LONG, distributed={"workers": 2})
+    port, wanted = free_port(), job(tmp_path, 1, **LONG, distributed={"workers": 2})
     first, second = (workers.start(wanted, tmp_path / "run", worker=index, port=port) for index in (0, 1))
     first.await_step(3)
     second.kill()
@@ -158,7 +159,7 @@ def test_killed_worker_ends_the_other_worker(workers, tmp_path):
 
 
 def test_two_workers_of_two_processes_train_as_one_process_does(workers, tmp_path):
-    steps, port = 3, meeting_port()
+    steps, port = 3, free_port()
     several = job(tmp_path, 2, training={"maxSteps": steps}, distributed={"workers": 2})
     both = [workers.start(several, tmp_path / "several", worker=index, port=port) for index in (0, 1)]
     assert [worker.wait() for worker in both] == [0, 0], both[0].log.read_text()

@@ -12,11 +12,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import tiny
+from cluster.ports import free_port
 from finetune_trainer.estimate import GPU_RESERVE, estimate, longest_samples, subject_of
 from finetune_trainer.memory import run_pass
 from finetune_trainer.run import prepare
 from test_capabilities import STAGES
-from workers import history_of, meeting_port
+from workers import history_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -181,7 +182,7 @@ def test_the_batch_is_cut_to_what_the_gpu_has_room_for(tmp_path):
 
 def start(workers: Any, job: Any, run: Path, *, attempt: int = 1) -> list[Any]:
     """The workers of an attempt, each a machine of its own to NCCL."""
-    port = meeting_port()
+    port = free_port()
     return [
         workers.start(
             job,

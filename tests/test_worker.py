@@ -11,8 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tiny
+from cluster.ports import free_port
 from finetune_api.status import TERMINATION_MESSAGE_BYTES, ProgressReport
-from workers import history_of, last_step, meeting_port
+from workers import history_of, last_step
 
 KILLED, PREEMPTED = 137, 143
 SERIES = {
@@ -166,7 +167,7 @@ def test_torchrun_starts_it_as_well(tmp_path):
         "FINETUNE_CACHE": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
-    address = ["--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={meeting_port()}"]
+    address = ["--nnodes=1", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     command = [sys.executable, "-m", "torch.distributed.run", *address, "-m", "finetune_trainer"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

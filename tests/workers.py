@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +15,11 @@ from typing import Any
 
 import psutil
 
+from cluster.ports import free_port
 from finetune_api import FineTuneJob
 from finetune_api.status import TerminationMessage
 from finetune_api.wiring import PROGRESS_ADDRESS_FILE, RunFolder
 
-EPHEMERAL_PORTS = 32768
-"""From here on the kernel hands out ports to whoever asks for any."""
 DEADLINE_SECONDS = 120
 """For anything that a busy machine can do in a tenth of it."""
 
@@ -183,7 +180,7 @@ class Workers:
             "FINETUNE_ATTEMPT": str(attempt),
             "FINETUNE_WORKER": str(worker),
             "FINETUNE_CACHE": str(run.parent / "cache"),
-            "MASTER_PORT": str(port or meeting_port()),
+            "MASTER_PORT": str(port or free_port()),
             "OMP_NUM_THREADS": "1",
             **(more or {}),
         }
@@ -240,15 +237,6 @@ def _start_server() -> "subprocess.Popen[str]":
     assert server.stdout is not None
     assert server.stdout.readline() == "ready\n"
     return server
-
-
-def meeting_port() -> int:
-    """A port that nobody listens on, and that nobody is given who asks for any."""
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.SystemRandom().randrange(EPHEMERAL_PORTS // 2, EPHEMERAL_PORTS)
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def history_of(run: Path) -> list[dict[str, Any]]:
