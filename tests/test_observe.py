@@ -399,9 +399,9 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
     assert look(20.0) == (1, "its pods cannot be made: no room", 18)
     assert look(38.0) == (1, "its pods cannot be made: no room", 20), "too many are asking"
     assert look(58.0) == (2, "its pods cannot be made: no room", 30)
-    store.see(POD, RUNNING)
+    assert store.see(POD, RUNNING) == [KEY], "what is awaited is looked at at once"
     assert look(60.0) == (2, "its pods cannot be made: no room", 0), "a worker that runs is looked at as ever"
-    store.see(POD, PEER)
+    assert store.see(POD, PEER) == []
     assert look(61.0) == (2, None, 0)
     assert memory.ask_at is None
 

@@ -97,13 +97,8 @@ class Observer:
         memory.doubted = False
         attempt = await self._attempt(key, number, memory)
         report = await self._report(key, attempt, memory)
-        return Observation(
-            replace(observed, attempt=attempt, report=report),
-            resolved,
-            quiet_seconds=memory.ask_at - self.clock()
-            if memory.ask_at is not None and not self._pods(key, number)
-            else 0.0,
-        )
+        quiet = self._quiet_seconds(key, number, memory)
+        return Observation(replace(observed, attempt=attempt, report=report), resolved, quiet_seconds=quiet)
 
     async def _resolve(self, job: FineTuneJob) -> Resolved | Refusal:
         record = self.store.runtimes.get(job.spec.runtime)
@@ -182,6 +177,13 @@ class Observer:
             return  # what it would tell is a help, and nothing waits for it
         latest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""), default=None)
         memory.refused_pods = str(latest.get("message") or "").removeprefix("Error creating: ") if latest else None
+
+    def _quiet_seconds(self, key: Key, number: int, memory: Memory) -> float:
+        """How long a Job without any pod need not be looked at; its first one is told of."""
+        if memory.ask_at is None or self._pods(key, number):
+            return 0.0
+        self.store.children_of(key).awaits_pods = True
+        return memory.ask_at - self.clock()
 
     async def _report(self, key: Key, attempt: ObservedAttempt, memory: Memory) -> ProgressReport | None:
         """The latest report that worker 0 gave."""

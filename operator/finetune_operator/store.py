@@ -56,6 +56,8 @@ class Children:
     pods: dict[str, PodRecord] = field(default_factory=dict)
     lasting: dict[str, LastingRecord] = field(default_factory=dict)
     """By kind."""
+    awaits_pods: bool = False
+    """The next look is far off, for there are no pods: the first one is to be looked at."""
 
 
 class Store:
@@ -231,8 +233,9 @@ class Store:
         if before is None and attempt is not None and attempt.is_suspended:
             return []
         children.pods[after.uid] = after
+        awaited, children.awaits_pods = children.awaits_pods, False
         # That it is scheduled or runs is seen by the next look; that it has ended is what nobody should wait for.
-        return [] if after.worker.is_alive else [key]
+        return [key] if awaited or not after.worker.is_alive else []
 
     def _drop_pod(self, key: Key, children: Children, uid: str) -> list[Key]:
         pod = children.pods.get(uid)
