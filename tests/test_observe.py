@@ -28,6 +28,7 @@ LABELS = {
     "finetune.dev/job-uid": UID,
     "finetune.dev/attempt": "1",
 }
+SPEC = {"task": "causal-lm", "model": {"source": "hf://a/b"}, "data": {"source": "hf://a/c"}}
 
 
 def at(seconds):
@@ -382,8 +383,7 @@ class Asked:
 def test_why_there_are_no_pods_is_asked_now_and_then(store):
     store.see(FINE_TUNE_JOB, tune_job())
     store.see(JOB, job())
-    spec = {"task": "causal-lm", "model": {"source": "hf://a/b"}, "data": {"source": "hf://a/c"}}
-    tuned = parse_job(tune_job() | {"spec": spec})
+    tuned = parse_job(tune_job() | {"spec": SPEC})
     api, seconds, memory = Asked(), 2.0, Memory()
     once = TokenBucket(1 / 40, 1, lambda: seconds)
     observer = Observer(store, api, None, once, once, lambda: at(seconds), lambda: seconds)
@@ -404,6 +404,25 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
     assert store.see(POD, PEER) == []
     assert look(61.0) == (2, None, 0)
     assert memory.ask_at is None
+
+
+@pytest.mark.parametrize(("attempts", "asked"), [((), []), ((1,), ["10.0.0.1"])])
+def test_a_worker_is_asked_once_its_start_is_told(store, attempts, asked):
+    status = {"attempts": [{"number": number, "start": wire(1)} for number in attempts]}
+    store.see(FINE_TUNE_JOB, tune_job())
+    store.see(JOB, job(workers=1))
+    store.see(POD, pod("Running", {"running": {"startedAt": wire(5)}}, status={"podIP": "10.0.0.1"}))
+    pulled = []
+
+    async def pull(address):
+        pulled.append(address)
+        return ProgressReport(stage=Stage.TRAINING, attempt=1)
+
+    full = TokenBucket(1, 1, lambda: 0.0)
+    observer = Observer(store, None, pull, full, full, lambda: at(9), lambda: 9.0)
+    found = asyncio.run(observer.observe(KEY, parse_job(tune_job() | {"spec": SPEC, "status": status}), Memory()))
+    assert pulled == asked
+    assert (found.observed.report is not None) == bool(asked)
 
 
 def test_a_namesakes_children_are_not_the_jobs(store):

@@ -97,9 +97,10 @@ def exactly_one(*names: str, required: bool = True) -> Rule:
 
 def requires(name: str, other: str) -> Rule:
     """If the optional field ``name`` is set, so is ``other``."""
+    given, needed = _snake(name), _snake(other)
     return Rule(
         cel=f"!has(self.{name}) || has(self.{other})",
-        check=lambda model: getattr(model, _snake(name)) is None or getattr(model, _snake(other)) is not None,
+        check=lambda model: getattr(model, given) is None or getattr(model, needed) is not None,
         message=f"needs {other} beside it",
         field=name,
     )

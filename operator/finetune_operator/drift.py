@@ -52,6 +52,8 @@ def _is_as_built(manifest: dict[str, Any], known: LastingRecord) -> bool:
 
 def is_part(wanted: Any, actual: Any) -> bool:
     """Whether every field that is wanted is there as it is wanted; lists must be the same, item by item."""
+    if wanted == actual:
+        return True
     if isinstance(wanted, dict):
         return isinstance(actual, dict) and all(
             name in actual and is_part(value, actual[name]) for name, value in wanted.items()
@@ -59,4 +61,4 @@ def is_part(wanted: Any, actual: Any) -> bool:
     if isinstance(wanted, list):
         same = isinstance(actual, list) and len(actual) == len(wanted)
         return same and all(is_part(*pair) for pair in zip(wanted, actual, strict=True))
-    return bool(wanted == actual)
+    return False

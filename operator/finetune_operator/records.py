@@ -4,10 +4,11 @@ Invariant: a record is frozen, a function of one version of its object, and smal
 bytes, and nothing is kept of its children.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+from pydantic_core import to_json
 
 from finetune_api.errors import SpecError
 from finetune_api.load import parse_runtime
@@ -134,7 +135,7 @@ def document_of(raw: Raw) -> bytes:
     names = (*KEPT_METADATA, *(_KEPT_OF_OWNED if metadata.get("ownerReferences") else ()))
     document = {name: raw[name] for name in ("apiVersion", "kind", "spec", "status") if name in raw}
     document["metadata"] = {name: metadata[name] for name in names if name in metadata}
-    return json.dumps(document, separators=(",", ":")).encode()
+    return to_json(document)
 
 
 def record_attempt(raw: Raw) -> AttemptRecord:
@@ -191,7 +192,7 @@ def record_runtime(raw: Raw) -> RuntimeRecord:
 def record_lasting(raw: Raw) -> LastingRecord:
     """The record of a NetworkPolicy, a claim or a Service."""
     kept = {"metadata": {"labels": raw["metadata"].get("labels") or {}}, "spec": raw.get("spec") or {}}
-    document = json.dumps(kept, separators=(",", ":")).encode()
+    document = to_json(kept)
     return LastingRecord(raw["metadata"]["uid"], version_of(raw), owner_of(raw), document)
 
 
