@@ -29,7 +29,8 @@ class LabelNoise(ApiModel):
 
     action: Literal["report", "drop", "downWeight"] = "report"
     """Report them only; drop them from the training set; or give them the weight in the loss that the light model gives
-    to their label. What is measured by (validation, test) keeps them."""
+    to their label. What is measured by (validation, test) keeps them. Dropping all that a class has to train on is an
+    error."""
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     """Parts that the samples are divided into; each is judged by a model of the others."""
 
