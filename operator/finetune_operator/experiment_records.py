@@ -4,8 +4,9 @@ Invariant: as in ``records``: frozen, a function of one version of an object, an
 finished experiment neither its tables nor its trials' statuses are kept.
 """
 
-import json
 from dataclasses import dataclass
+
+from pydantic_core import to_json
 
 from finetune_api.experiment import ExperimentPhase
 from finetune_api.status import ConditionType
@@ -68,7 +69,7 @@ def record_experiment(raw: Raw) -> ExperimentRecord:
         is_deleting="deletionTimestamp" in metadata,
         is_finished=finished,
         prunes=map_of(spec.get("search")).get("pruner") is not None,
-        document=_to_json(document | ({"status": kept} if kept else {})),
+        document=to_json(document | ({"status": kept} if kept else {})),
     )
 
 
@@ -106,7 +107,3 @@ def experiment_of(raw: Raw) -> tuple[Key, str] | None:
     if owner is None or owner.get("kind") != FINE_TUNE_EXPERIMENT.name:
         return None
     return experiment_key(raw["metadata"]["namespace"], owner["name"]), owner["uid"]
-
-
-def _to_json(document: Raw) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
