@@ -7,9 +7,14 @@ import re
 import pytest
 
 from fake_cluster import FakeCluster, OperatorLife, job_status, run_to_the_end
+from finetune_operator.alive import POLL_SECONDS
 from finetune_operator.drift import is_part
 from finetune_operator.kinds import FINE_TUNE_JOB, JOB, NETWORK_POLICY, RUNTIME
 from finetune_operator.names import LABEL_QUEUE, job_labels
+from finetune_operator.observe import PODLESS_SECONDS
+from finetune_operator.reconcile import CROWDED_SECONDS
+from finetune_operator.schedule import Key
+from finetune_operator.starts import CROWD
 from operating import RUNTIME as RUNTIME_MANIFEST
 from operating import job
 
@@ -117,6 +122,20 @@ def test_whoever_ends_a_job_also_waits_for_its_time_to_go():
         cluster.second += 31
         life.look()
     assert [kind for kind, _ in cluster.objects] == [RUNTIME.name]
+
+
+@pytest.mark.parametrize(("others", "seconds"), [(0, POLL_SECONDS), (CROWD, CROWDED_SECONDS)])
+def test_in_a_burst_progress_is_looked_for_less_often(others, seconds):
+    """But for why there are no pods: that is asked when it is time to."""
+    cluster = FakeCluster([0])
+    cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
+    cluster.put(FINE_TUNE_JOB.name, job("team"))
+    with asyncio.Runner() as cluster.runner:
+        life = OperatorLife(cluster)
+        for number in range(others):
+            life.reconciler.starts.admit(Key("team", f"other-{number}"))
+        assert life.look() == [seconds]
+        assert life.look() == [PODLESS_SECONDS]
 
 
 def test_of_many_attempts_the_latest_two_jobs_stay():

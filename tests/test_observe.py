@@ -342,6 +342,16 @@ def test_only_what_matters_is_looked_at(store):
     assert store.lose(POD, pod("Failed", ended(1), version=4)) == []
 
 
+def test_what_hinders_a_pod_is_looked_at_once(store):
+    store.see(FINE_TUNE_JOB, tune_job())
+    store.see(JOB, job())
+    assert store.see(POD, pod(version=1)) == []
+    assert store.see(POD, pod(version=2, status=UNSCHEDULABLE)) == [KEY]
+    assert store.see(POD, pod(version=3, state=waiting("ErrImagePull", "not found"))) == []
+    assert store.see(POD, pod("Running", {"running": {}}, version=4)) == []
+    assert store.see(POD, pod(version=5, status=UNSCHEDULABLE)) == [KEY]
+
+
 def test_what_a_deleted_pod_told_stays_until_its_attempts_end_is_told(store):
     store.see(FINE_TUNE_JOB, tune_job())
     store.see(POD, RUNNING)
@@ -404,25 +414,6 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
     assert store.see(POD, PEER) == []
     assert look(61.0) == (2, None, 0)
     assert memory.ask_at is None
-
-
-@pytest.mark.parametrize(("attempts", "asked"), [((), []), ((1,), ["10.0.0.1"])])
-def test_a_worker_is_asked_once_its_start_is_told(store, attempts, asked):
-    status = {"attempts": [{"number": number, "start": wire(1)} for number in attempts]}
-    store.see(FINE_TUNE_JOB, tune_job())
-    store.see(JOB, job(workers=1))
-    store.see(POD, pod("Running", {"running": {"startedAt": wire(5)}}, status={"podIP": "10.0.0.1"}))
-    pulled = []
-
-    async def pull(address):
-        pulled.append(address)
-        return ProgressReport(stage=Stage.TRAINING, attempt=1)
-
-    full = TokenBucket(1, 1, lambda: 0.0)
-    observer = Observer(store, None, pull, full, full, lambda: at(9), lambda: 9.0)
-    found = asyncio.run(observer.observe(KEY, parse_job(tune_job() | {"spec": SPEC, "status": status}), Memory()))
-    assert pulled == asked
-    assert (found.observed.report is not None) == bool(asked)
 
 
 def test_a_namesakes_children_are_not_the_jobs(store):

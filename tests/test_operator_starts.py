@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.schedule import Key
-from finetune_operator.starts import PATIENCE_SECONDS, UNDER_WAY, Starts
+from finetune_operator.starts import LATE_LOOKS, PATIENCE_SECONDS, UNDER_WAY, Starts
 from test_operator_schedule import Clock
 
 
@@ -54,7 +54,18 @@ def test_pods_that_do_not_come_hold_nobody_up_for_long(starts, told, clock):
     assert told == []
     clock.seconds += PATIENCE_SECONDS
     starts.settle_overdue()
-    assert told == keys(UNDER_WAY + 2)[-2:]
+    assert told[:2] == keys(UNDER_WAY + 2)[-2:]
+
+
+def test_of_those_whose_pods_do_not_come_a_few_are_looked_at(told, clock):
+    starts = Starts(told.append, lambda _namespace: False, clock)
+    for key in keys(LATE_LOOKS + 2):
+        starts.admit(key)
+    starts.settle(keys(1)[0])
+    clock.seconds += PATIENCE_SECONDS
+    starts.settle_overdue()
+    starts.settle_overdue()
+    assert told == keys(LATE_LOOKS + 1)[1:]
 
 
 def test_who_has_the_cluster_alone_waits_for_nobody(told, clock):

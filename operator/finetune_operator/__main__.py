@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 
+from finetune_operator.gathering import new_loop
 from finetune_operator.serve import serve
 from finetune_operator.settings import Settings, parse_settings
 
@@ -37,7 +38,8 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
-        asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(serve(settings))
     except Exception:
         logging.getLogger("finetune_operator").exception("The operator cannot go on")
         return 1

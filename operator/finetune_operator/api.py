@@ -6,7 +6,6 @@ is tried again here; whoever asks knows when (the queue's back-off, the next loo
 Invariant: every write asks ``may_write`` first, so that a replica that is not (or no longer) the leader writes nothing.
 """
 
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +15,7 @@ import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from pydantic_core import from_json
 
 from finetune_operator.errors import ApiError, NotLeading
 from finetune_operator.kinds import Kind
@@ -29,8 +29,8 @@ Document = dict[str, Any]
 
 async def load_configuration() -> Configuration:
     """The service account's in a cluster, the kubeconfig's elsewhere (KUBECONFIG, or its usual place)."""
-    # Else aiohttp asks the environment about proxies, twice a request, each time in a thread.
-    configuration = Configuration(client_session_kwargs={"trust_env": False})
+    # Else aiohttp asks the environment about proxies, twice a request, each time in a thread, and itself about cookies.
+    configuration = Configuration(client_session_kwargs={"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()})
     try:
         load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except ConfigException:
@@ -146,13 +146,13 @@ class Api:
         self._told(verb, answer.status)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise _error(f"{verb} {path}", answer.status, content, answer.headers.get("Retry-After"))
-        document: Document = json.loads(content)
+        document: Document = from_json(content)
         return document
 
 
 def _error(request: str, status: int, content: bytes, retry_after: str | None) -> ApiError:
     try:
-        told = json.loads(content)
+        told = from_json(content)
         message, reason = str(told["message"]), str(told.get("reason") or "")
     except (ValueError, KeyError, TypeError):
         message, reason = content.decode(errors="replace").strip() or "no reason given", ""

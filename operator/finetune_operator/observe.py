@@ -96,7 +96,7 @@ class Observer:
             await self._read_pods(key, number)
         memory.doubted = False
         attempt = await self._attempt(key, number, memory)
-        report = await self._report(key, observed, attempt, memory)
+        report = await self._report(key, attempt, memory)
         quiet = self._quiet_seconds(key, number, memory)
         return Observation(replace(observed, attempt=attempt, report=report), resolved, quiet_seconds=quiet)
 
@@ -185,18 +185,15 @@ class Observer:
         self.store.children_of(key).awaits_pods = True
         return memory.ask_at - self.clock()
 
-    async def _report(
-        self, key: Key, observed: Observed, attempt: ObservedAttempt, memory: Memory
-    ) -> ProgressReport | None:
-        """The latest report that worker 0 gave. It is not asked before its start is told, which a burst delays."""
+    async def _report(self, key: Key, attempt: ObservedAttempt, memory: Memory) -> ProgressReport | None:
+        """The latest report that worker 0 gave."""
         if attempt.held or (memory.report is not None and memory.report.attempt != attempt.number):
             memory.report = None
         first = next((worker for worker in attempt.workers if worker.index == 0), None)
         pod = newest_pods(self._pods(key, attempt.number)).get(0)
         if first is None or first.phase is not WorkerPhase.RUNNING or pod is None or pod.address is None:
             return memory.report
-        is_told = latest_attempt(observed.status) is not None
-        if is_told and self.pulls.take() and (report := await self.pull(pod.address)) is not None:
+        if self.pulls.take() and (report := await self.pull(pod.address)) is not None:
             job = self.store.children_of(key).attempts.get(attempt.number)
             memory.report = relocate_report(report, job.run) if job and job.run else report
         return memory.report

@@ -29,10 +29,10 @@ from finetune_operator.store import Store
 
 DOUBT_SECONDS = 1.0
 """How long one watch may lag behind the other before the API server itself is asked."""
-WORDS_AFTER_SECONDS = 15.0
-"""In a burst jobs get their pods first: the API server is what they wait for, so their statuses come so much later."""
 PROGRESS_SECONDS = 10.0
 """A job's progress is written no more often than this."""
+CROWDED_SECONDS = 40.0
+"""Nor is it looked for more often in a burst of new jobs: the API server is what these wait for."""
 LOOKS_A_SECOND = 50.0
 """Looks for progress a second, all in all: with more than 500 running jobs each is looked at less often."""
 
@@ -91,9 +91,6 @@ class Reconciler:
         if observation.in_doubt:
             return DOUBT_SECONDS
         made = await self._act(key, observation)
-        if isinstance(made.action, StartAttempt) and self.starts.is_crowded():
-            self._post(key, record, made)
-            return WORDS_AFTER_SECONDS
         await self.applier.retire(key)
         await self._write(key, record, observation, made, memory)
         if job.status is not None and job.status.attempts:
@@ -160,8 +157,8 @@ class Reconciler:
         """With very many running jobs, and in a burst of new ones, looks for mere progress are further apart."""
         if seconds != POLL_SECONDS:
             return seconds
-        crowded = 2 * seconds if self.starts.is_crowded() else seconds
-        return max(crowded, len(self._memories) / LOOKS_A_SECOND, quiet_seconds)
+        least = CROWDED_SECONDS if self.starts.is_crowded() else seconds
+        return quiet_seconds or max(least, len(self._memories) / LOOKS_A_SECOND)
 
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,8 @@ CROWD = 64
 """So many under way, of all namespaces, are a burst."""
 PATIENCE_SECONDS = 5.0
 """Pods that are not there by then (a quota, a policy) hold nobody up any longer."""
+LATE_LOOKS = 2
+"""So many of those are looked at each time: about no more can Kubernetes be asked, and in a burst it is but behind."""
 
 
 class Starts:
@@ -51,7 +53,7 @@ class Starts:
         return True
 
     def is_crowded(self) -> bool:
-        """Whether there is a burst: what is not for pods had better wait."""
+        """Whether there is a burst: what is not for new jobs had better wait."""
         return sum(map(len, self._under_way.values())) > CROWD
 
     def settle(self, key: Key) -> None:
@@ -64,11 +66,13 @@ class Starts:
             del self._under_way[key.namespace]
 
     def settle_overdue(self) -> None:
-        """Give up on those that have had PATIENCE_SECONDS."""
+        """Give up on those that have had PATIENCE_SECONDS; of a few it is looked at why they have no pods."""
         overdue = self._clock() - PATIENCE_SECONDS
         late = [key for keys in self._under_way.values() for key, since in keys.items() if since <= overdue]
         for key in late:
             self.settle(key)
+        for key in late[:LATE_LOOKS]:
+            self._enqueue(key)
 
     def _hand_on(self, namespace: str, under_way: OrderedDict[Key, float]) -> None:
         """A place is kept for the one that is told, until it settles: it may have no more use for it."""

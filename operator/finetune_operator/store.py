@@ -234,8 +234,9 @@ class Store:
             return []
         children.pods[after.uid] = after
         awaited, children.awaits_pods = children.awaits_pods, False
-        # That it is scheduled or runs is seen by the next look; that it has ended is what nobody should wait for.
-        return [key] if awaited or not after.worker.is_alive else []
+        # That it is scheduled or runs is seen by the next look; nobody should wait for why it does not, or has ended.
+        hindered = after.waiting is not None and (before is None or before.waiting is None)
+        return [key] if awaited or hindered or not after.worker.is_alive else []
 
     def _drop_pod(self, key: Key, children: Children, uid: str) -> list[Key]:
         pod = children.pods.get(uid)

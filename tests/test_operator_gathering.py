@@ -1,0 +1,67 @@
+"""The operator's event loop: what comes close together is handled together, and what comes alone does not wait."""
+
+import asyncio
+import selectors
+import socket
+
+import pytest
+
+from finetune_operator.gathering import GATHER_SECONDS, GatheringSelector, new_loop
+from test_operator_schedule import Clock
+
+
+@pytest.fixture
+def ends():
+    pairs = [socket.socketpair() for _ in range(2)]
+    yield pairs
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+def test_what_comes_meanwhile_is_reported_at_once(ends):
+    (first, far_first), (second, far_second) = ends
+    clock, slept = Clock(), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock.seconds += seconds
+        far_second.send(b"2")
+
+    with GatheringSelector(clock, sleep) as selector:
+        for end in (first, second):
+            selector.register(end, selectors.EVENT_READ)
+
+        def ready():
+            return {key.fileobj for key, _ in selector.select(0)}
+
+        assert ready() == set()
+        far_first.send(b"1")
+        assert (ready(), slept) == ({first}, [])
+        clock.seconds += GATHER_SECONDS / 4
+        assert ready() == {first, second}
+        assert slept == [pytest.approx(0.75 * GATHER_SECONDS)]
+        clock.seconds += GATHER_SECONDS
+        assert (ready(), len(slept)) == ({first, second}, 1)
+        for end in (first, second):
+            end.recv(1)
+        assert (ready(), len(slept)) == (set(), 1)
+
+
+def test_the_loop_runs_what_any_loop_runs():
+    async def talk():
+        server = await asyncio.start_server(answer, "127.0.0.1")
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"a\n")
+        said = await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
+        server.close()
+        return said
+
+    async def answer(reader, writer):
+        await asyncio.sleep(0.01)
+        writer.write(await reader.readline())
+        writer.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(talk()) == b"a\n"
