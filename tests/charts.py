@@ -1,8 +1,11 @@
 """Helm for tests: what the chart renders to, with real Helm."""
 
+import contextlib
 import functools
 import json
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,18 @@ def helm(*arguments: str | Path, values: dict[str, Any] | None = None, env: dict
     if done.returncode:
         raise HelmError(done.stderr)
     return done.stdout
+
+
+@contextlib.contextmanager
+def installed(cluster: Any, namespace: str, values: dict[str, Any]) -> Iterator[None]:
+    """Within: a release with these values, whose pods are ready; no trace of it afterwards, however far it came."""
+    env = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
+    try:
+        helm("install", RELEASE, CHART, "-n", namespace, "--wait", "--timeout=90s", values=values, env=env)
+        yield
+    finally:
+        helm("uninstall", RELEASE, "-n", namespace, "--wait", "--timeout=60s", "--ignore-not-found", env=env)
+        cluster.kubectl("delete", "finetuneruntime", "default", "--ignore-not-found")
 
 
 def rendered(values: dict[str, Any] | None = None, *arguments: str) -> list[dict[str, Any]]:

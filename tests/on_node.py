@@ -6,7 +6,6 @@ trainer writes without asking it.
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from charts import CHART, NAMESPACE, RELEASE, ROOT, helm
+from charts import NAMESPACE, ROOT, installed
 from cluster import images
 from cluster.manifests import RESTRICTED
 from cluster.node import NAME
@@ -159,14 +158,11 @@ def site(cluster: Any, folder: Path) -> Iterator[Site]:
 @contextlib.contextmanager
 def release(cluster: Any, names: dict[str, str]) -> Iterator[None]:
     """Within: the chart is installed with these images, in a namespace of its own."""
-    env = os.environ | {"KUBECONFIG": str(cluster.kubeconfig)}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}})
-    helm("install", RELEASE, CHART, "-n", NAMESPACE, "--wait", "--timeout=90s", values=values(names), env=env)
     try:
-        yield
+        with installed(cluster, NAMESPACE, values(names)):
+            yield
     finally:
-        helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait", "--timeout=60s", env=env)
-        cluster.kubectl("delete", "finetuneruntime", "default")
         cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", seconds=90)
 
 

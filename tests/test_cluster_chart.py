@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from charts import CHART, NAMESPACE, RELEASE, ROOT, VARIANTS, found, helm, rendered
+from charts import CHART, NAMESPACE, RELEASE, ROOT, VARIANTS, found, helm, installed, rendered
 from cluster import builder, images
 from cluster.running import ClusterError, Shape
 from operating import Operator, job, until
@@ -241,13 +241,11 @@ def test_the_operators_image_adds_little_to_its_base():
 
 
 @pytest.mark.node
-def test_the_dashboard_is_served_through_the_api_server(node_cluster, tmp_path):
+def test_the_dashboard_is_served_through_the_api_server(node_cluster):
     repository, _, tag = images.import_project_image(node_cluster, "operator").rpartition(":")
-    env = os.environ | {"KUBECONFIG": str(node_cluster.kubeconfig), "HELM_CACHE_HOME": str(tmp_path)}
-    with node_cluster.namespace(labels=RESTRICTED) as namespace:
-        image = {"repository": repository, "tag": tag, "pullPolicy": "Never"}
-        values = {"crds": {"enabled": False}, "image": image, "replicas": 1, "dashboard": {"enabled": True}}
-        helm("install", RELEASE, CHART, "-n", namespace, "--wait", "--timeout=90s", values=values, env=env)
+    image = {"repository": repository, "tag": tag, "pullPolicy": "Never"}
+    values = {"crds": {"enabled": False}, "image": image, "replicas": 1, "dashboard": {"enabled": True}}
+    with node_cluster.namespace(labels=RESTRICTED) as namespace, installed(node_cluster, namespace, values):
         proxy = f"/api/v1/namespaces/{namespace}/services/finetune-operator-dashboard:http/proxy"
         assert node_cluster.kubectl("get", "--raw", f"{proxy}/healthz") == "ok"
         assert "<title>" in node_cluster.kubectl("get", "--raw", f"{proxy}/")
@@ -255,17 +253,13 @@ def test_the_dashboard_is_served_through_the_api_server(node_cluster, tmp_path):
         asked = f"{proxy}/object?kind=FineTuneJob&namespace={namespace}&name=seen"
         shown = until(lambda: node_cluster.kubectl("get", "--raw", asked, check=False), 30, "the job is shown")
         assert '"name": "seen"' in shown
-        helm("uninstall", RELEASE, "-n", namespace, "--wait", "--timeout=60s", env=env)
-        node_cluster.kubectl("delete", "finetuneruntime", "default")
 
 
 @pytest.mark.node
-def test_two_replicas_are_ready_on_a_node_and_one_leads(node_cluster, tmp_path):
+def test_two_replicas_are_ready_on_a_node_and_one_leads(node_cluster):
     repository, _, tag = images.import_project_image(node_cluster, "operator").rpartition(":")
-    env = os.environ | {"KUBECONFIG": str(node_cluster.kubeconfig), "HELM_CACHE_HOME": str(tmp_path)}
-    with node_cluster.namespace(labels=RESTRICTED) as namespace:
-        values = {"crds": {"enabled": False}, "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}}
-        helm("install", RELEASE, CHART, "-n", namespace, "--wait", "--timeout=60s", values=values, env=env)
+    values = {"crds": {"enabled": False}, "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}}
+    with node_cluster.namespace(labels=RESTRICTED) as namespace, installed(node_cluster, namespace, values):
         pods = node_cluster.get("pods", "-n", namespace)
         assert [container["restartCount"] for pod in pods for container in pod["status"]["containerStatuses"]] == [0, 0]
         names = {pod["metadata"]["name"] for pod in pods}
@@ -277,5 +271,3 @@ def test_two_replicas_are_ready_on_a_node_and_one_leads(node_cluster, tmp_path):
         assert first in names
         node_cluster.kubectl("-n", namespace, "delete", "pod", first, "--wait=false")
         assert until(lambda: holder() not in ("", first), 20)
-        helm("uninstall", RELEASE, "-n", namespace, "--wait", "--timeout=60s", env=env)
-        node_cluster.kubectl("delete", "finetuneruntime", "default")

@@ -382,12 +382,12 @@ class Asked:
     """An API server that knows of one event."""
 
     def __init__(self):
-        self.count = 0
+        self.count, self.told = 0, []
 
     async def pages(self, _kind, _namespace, **query):
         assert query["fieldSelector"].endswith("reason=FailedCreate")
         self.count += 1
-        yield [{"message": "Error creating: no room"}]
+        yield self.told
 
 
 def test_why_there_are_no_pods_is_asked_now_and_then(store):
@@ -395,7 +395,7 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
     store.see(JOB, job())
     tuned = parse_job(tune_job() | {"spec": SPEC})
     api, seconds, memory = Asked(), 2.0, Memory()
-    once = TokenBucket(1 / 40, 1, lambda: seconds)
+    once = TokenBucket(1 / 40, 2, lambda: seconds)
     observer = Observer(store, api, None, once, once, lambda: at(seconds), lambda: seconds)
 
     def look(at_second):
@@ -405,14 +405,16 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
         return api.count, found.observed.attempt.waiting, found.quiet_seconds
 
     assert look(2.0) == (0, None, 6)
-    assert look(8.0) == (1, "its pods cannot be made: no room", 30)
-    assert look(20.0) == (1, "its pods cannot be made: no room", 18)
-    assert look(38.0) == (1, "its pods cannot be made: no room", 20), "too many are asking"
-    assert look(58.0) == (2, "its pods cannot be made: no room", 30)
+    assert look(8.0) == (1, None, 10), "nothing is told yet"
+    api.told = [{"message": "Error creating: no room"}]
+    assert look(18.0) == (2, "its pods cannot be made: no room", 30)
+    assert look(30.0) == (2, "its pods cannot be made: no room", 18)
+    assert look(48.0) == (3, "its pods cannot be made: no room", 30)
+    assert look(78.0) == (3, "its pods cannot be made: no room", 20), "too many are asking"
     assert store.see(POD, RUNNING) == [KEY], "what is awaited is looked at at once"
-    assert look(60.0) == (2, "its pods cannot be made: no room", 0), "a worker that runs is looked at as ever"
+    assert look(80.0) == (3, "its pods cannot be made: no room", 0), "a worker that runs is looked at as ever"
     assert store.see(POD, PEER) == []
-    assert look(61.0) == (2, None, 0)
+    assert look(81.0) == (3, None, 0)
     assert memory.ask_at is None
 
 

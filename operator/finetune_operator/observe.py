@@ -28,6 +28,8 @@ from finetune_operator.store import Store
 
 PODLESS_SECONDS = 8.0
 """A Job that has not made its pods by then is asked why."""
+ASK_SOON_SECONDS = 10.0
+"""Again, if it has not told."""
 ASK_AGAIN_SECONDS = 30.0
 BUSY_SECONDS = 20.0
 """Later by so much is asked if too many are asking."""
@@ -166,7 +168,7 @@ class Observer:
         if now < memory.ask_at:
             return
         may_ask = self.asks.take()
-        memory.ask_at = now + (ASK_AGAIN_SECONDS if may_ask else BUSY_SECONDS)
+        memory.ask_at = now + (ASK_SOON_SECONDS if may_ask else BUSY_SECONDS)
         if not may_ask:
             return
         selector = f"involvedObject.uid={job.uid},reason=FailedCreate"
@@ -177,6 +179,8 @@ class Observer:
             return  # what it would tell is a help, and nothing waits for it
         latest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""), default=None)
         memory.refused_pods = str(latest.get("message") or "").removeprefix("Error creating: ") if latest else None
+        if latest:
+            memory.ask_at = now + ASK_AGAIN_SECONDS
 
     def _quiet_seconds(self, key: Key, number: int, memory: Memory) -> float:
         """How long a Job without any pod need not be looked at; its first one is told of."""
