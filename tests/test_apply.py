@@ -9,7 +9,7 @@ import pytest
 from fake_cluster import FakeCluster, OperatorLife, job_status, run_to_the_end
 from finetune_operator.alive import POLL_SECONDS
 from finetune_operator.drift import is_part
-from finetune_operator.kinds import FINE_TUNE_JOB, JOB, NETWORK_POLICY, RUNTIME
+from finetune_operator.kinds import CORE_EVENT, FINE_TUNE_JOB, JOB, NETWORK_POLICY, RUNTIME
 from finetune_operator.names import LABEL_QUEUE, job_labels
 from finetune_operator.observe import PODLESS_SECONDS
 from finetune_operator.reconcile import CROWDED_SECONDS
@@ -126,7 +126,7 @@ def test_whoever_ends_a_job_also_waits_for_its_time_to_go():
 
 @pytest.mark.parametrize(("others", "seconds"), [(0, POLL_SECONDS), (CROWD, CROWDED_SECONDS)])
 def test_in_a_burst_progress_is_looked_for_less_often(others, seconds):
-    """But for why there are no pods: that is asked when it is time to."""
+    """But not for why there are no pods, or why they do not run."""
     cluster = FakeCluster([0])
     cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
     cluster.put(FINE_TUNE_JOB.name, job("team"))
@@ -136,6 +136,23 @@ def test_in_a_burst_progress_is_looked_for_less_often(others, seconds):
             life.reconciler.starts.admit(Key("team", f"other-{number}"))
         assert life.look() == [seconds]
         assert life.look() == [PODLESS_SECONDS]
+        cluster.live()
+        assert life.look() == [POLL_SECONDS]
+
+
+def test_why_there_are_no_pods_is_told_at_once():
+    cluster = FakeCluster([0])
+    cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
+    cluster.put(FINE_TUNE_JOB.name, job("team"))
+    cluster.put(CORE_EVENT.name, {"metadata": {"name": "e", "namespace": "team"}, "message": "Error creating: no room"})
+    with asyncio.Runner() as cluster.runner:
+        life = OperatorLife(cluster)
+        life.look()
+        life.look()
+        cluster.second += int(PODLESS_SECONDS)
+        life.look()
+    running = next(one for one in job_status(cluster)["conditions"] if one["type"] == "Running")
+    assert running["message"] == "its pods cannot be made: no room"
 
 
 def test_of_many_attempts_the_latest_two_jobs_stay():

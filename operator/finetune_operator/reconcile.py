@@ -11,6 +11,7 @@ from datetime import datetime
 
 from finetune_api.errors import SpecError
 from finetune_api.job import FineTuneJob
+from finetune_api.status import JobStatus
 from finetune_operator.actions import Plan, StartAttempt, StopAttempt
 from finetune_operator.alive import POLL_SECONDS
 from finetune_operator.apply import Applier
@@ -20,6 +21,7 @@ from finetune_operator.events import EventPoster, Posting
 from finetune_operator.invalid import parse_stored, plan_invalid
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Memory, Observation, Observer
+from finetune_operator.observed import WorkerPhase
 from finetune_operator.plan import plan
 from finetune_operator.records import JobRecord
 from finetune_operator.schedule import Key
@@ -99,7 +101,7 @@ class Reconciler:
         left = self.store.jobs.get(key)
         if left is not None and left.is_finished:
             return await self.reconcile(key)  # nobody tells of our own write again
-        return self._stretched(made.look_again_seconds, observation.quiet_seconds)
+        return self._stretched(made.look_again_seconds, observation)
 
     async def _act(self, key: Key, observation: Observation) -> Plan:
         """Do what is planned; returns the plan, or what is to be said where the cluster did not take it."""
@@ -123,7 +125,7 @@ class Reconciler:
         job, status = observation.observed.job, made.status
         if status is None:
             return
-        urgent = bool(made.events) or milestones(status) != milestones(job.status)
+        urgent = bool(made.events) or milestones(status) != milestones(job.status) or _tells_why(observation, status)
         if not urgent and job.status is not None and tells_only_start(job.status, status):
             return
         if not urgent and (self.clock() - memory.written_at < PROGRESS_SECONDS or not self.writes.take()):
@@ -153,12 +155,20 @@ class Reconciler:
         await self.applier.delete_job(key, record)
         return None
 
-    def _stretched(self, seconds: float | None, quiet_seconds: float) -> float | None:
+    def _stretched(self, seconds: float | None, observation: Observation) -> float | None:
         """With very many running jobs, and in a burst of new ones, looks for mere progress are further apart."""
         if seconds != POLL_SECONDS:
             return seconds
-        least = CROWDED_SECONDS if self.starts.is_crowded() else seconds
-        return quiet_seconds or max(least, len(self._memories) / LOOKS_A_SECOND)
+        attempt = observation.observed.attempt
+        waits = attempt is not None and any(worker.phase is WorkerPhase.PENDING for worker in attempt.workers)
+        least = CROWDED_SECONDS if self.starts.is_crowded() and not waits else seconds
+        return observation.quiet_seconds or max(least, len(self._memories) / LOOKS_A_SECOND)
+
+
+def _tells_why(observation: Observation, status: JobStatus) -> bool:
+    """Whether it says, and did not before, why not every worker runs."""
+    attempt, before = observation.observed.attempt, observation.observed.status
+    return attempt is not None and attempt.waiting is not None and status.conditions != before.conditions
 
 
 _log = logging.getLogger(__name__)
