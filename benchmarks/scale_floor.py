@@ -25,7 +25,7 @@ from finetune_operator.api import Api, load_configuration
 from finetune_operator.build.job import build_job
 from finetune_operator.build.network_policy import build_network_policy
 from finetune_operator.events import Posting, build_event
-from finetune_operator.gathering import new_loop
+from finetune_operator.gathering import run
 from finetune_operator.handlers import Course, watch
 from finetune_operator.kinds import EVENT, FINE_TUNE_JOB, JOB, NETWORK_POLICY, Kind
 from finetune_operator.observed import Observed
@@ -117,5 +117,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(main())
+    run(main())

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from finetune_operator.gathering import GATHER_SECONDS, GatheringSelector, new_loop
+from finetune_operator.gathering import GATHER_SECONDS, GatheringSelector, run
 from test_operator_schedule import Clock
 
 
@@ -49,19 +49,20 @@ def test_what_comes_meanwhile_is_reported_at_once(ends):
 
 
 def test_the_loop_runs_what_any_loop_runs():
+    said = []
+
     async def talk():
         server = await asyncio.start_server(answer, "127.0.0.1")
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.write(b"a\n")
-        said = await asyncio.wait_for(reader.readline(), 10)
+        said.append(await asyncio.wait_for(reader.readline(), 10))
         writer.close()
         server.close()
-        return said
 
     async def answer(reader, writer):
         await asyncio.sleep(0.01)
         writer.write(await reader.readline())
         writer.close()
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        assert runner.run(talk()) == b"a\n"
+    run(talk())
+    assert said == [b"a\n"]

@@ -1,13 +1,12 @@
 """``python -m finetune_operator``."""
 
-import asyncio
 import gc
 import json
 import logging
 import sys
 import time
 
-from finetune_operator.gathering import new_loop
+from finetune_operator.gathering import run
 from finetune_operator.serve import serve
 from finetune_operator.settings import Settings, parse_settings
 
@@ -38,8 +37,7 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(serve(settings))
+        run(serve(settings))
     except Exception:
         logging.getLogger("finetune_operator").exception("The operator cannot go on")
         return 1

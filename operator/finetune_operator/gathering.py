@@ -7,7 +7,8 @@ other work, finds the processor's caches cold each time.
 import asyncio
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 GATHER_SECONDS = 0.03
 """From one wake-up for sockets to the next; what comes to a loop that has been idle for so long does not wait."""
@@ -42,6 +43,7 @@ class GatheringSelector(selectors.DefaultSelector):
         return ready
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
-    """The loop that the operator runs in."""
-    return asyncio.SelectorEventLoop(GatheringSelector())
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """As ``asyncio.run``, in such a loop."""
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(GatheringSelector())) as runner:
+        runner.run(main)
