@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,30 @@ class Client:
             yield pod["metadata"]["labels"]["finetune.dev/job"]
 
     async def new_pods(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The metadata of each pod of a job as it is created."""
+        """The metadata of each pod of a job as it is created.
+
+        The API server ends the watch of whoever does not keep up. It is begun anew after the last pod that was told,
+        or, once that is too long ago, with all that there are.
+        """
         headers = {"Accept": "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"}
-        url = f"{self.url}/api/v1/pods?watch=1&labelSelector=finetune.dev/job"
-        async with self.session.get(url, headers=headers, read_bufsize=2**20) as answer:
-            async for line in answer.content:
-                if line.startswith(b'{"type":"ADDED"'):
-                    yield json.loads(line)["object"]
+        url = f"{self.url}/api/v1/pods?watch=1&labelSelector=finetune.dev/job&resourceVersion="
+        told: set[str] = set()
+        since = ""
+        while True:
+            async with self.session.get(url + since, headers=headers, read_bufsize=2**20) as answer:
+                if answer.status == HTTPStatus.GONE:
+                    since = ""
+                    continue
+                answer.raise_for_status()
+                async for line in answer.content:
+                    if line.startswith(b'{"type":"ERROR"'):
+                        since = ""
+                    if line.startswith(b'{"type":"ADDED"'):
+                        pod = json.loads(line)["object"]
+                        since = pod["metadata"]["resourceVersion"]
+                        if pod["metadata"]["uid"] not in told:
+                            told.add(pod["metadata"]["uid"])
+                            yield pod
 
 
 @asynccontextmanager
