@@ -25,7 +25,7 @@ from finetune_operator.api import Api, load_configuration
 from finetune_operator.build.job import build_job
 from finetune_operator.build.network_policy import build_network_policy
 from finetune_operator.events import Posting, build_event
-from finetune_operator.gathering import run
+from finetune_operator.gathering import GatheringSelector, run
 from finetune_operator.handlers import Course, watch
 from finetune_operator.kinds import EVENT, FINE_TUNE_JOB, JOB, NETWORK_POLICY, Kind
 from finetune_operator.observed import Observed
@@ -83,9 +83,11 @@ def templates(resolved: Resolved) -> tuple[list[tuple[Kind, str]], dict[str, Any
     return [(kind, json.dumps(manifest)) for kind, manifest in manifests], made.status.to_wire()
 
 
-async def main() -> None:
+async def main(selector: GatheringSelector) -> None:
     """Watch, and write, until killed."""
     from operator_scale import resolved_job
+
+    selector.gathers = True
 
     resolved = resolved_job(NAME, uid=UID)
     created, status = templates(resolved)
@@ -117,4 +119,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main())
+    run(main)

@@ -1,4 +1,4 @@
-"""The operator's event loop: what comes close together is handled together, and what comes alone does not wait."""
+"""The operator's event loop: in a burst what comes close together is handled together, else nothing waits."""
 
 import asyncio
 import selectors
@@ -29,6 +29,7 @@ def test_what_comes_meanwhile_is_reported_at_once(ends):
         far_second.send(b"2")
 
     with GatheringSelector(clock, sleep) as selector:
+        selector.gathers = True
         for end in (first, second):
             selector.register(end, selectors.EVENT_READ)
 
@@ -48,10 +49,21 @@ def test_what_comes_meanwhile_is_reported_at_once(ends):
         assert (ready(), len(slept)) == (set(), 1)
 
 
+def test_who_does_not_gather_does_not_wait(ends):
+    slept = []
+    (end, far), _ = ends
+    with GatheringSelector(Clock(), slept.append) as selector:
+        selector.register(end, selectors.EVENT_READ)
+        far.send(b"1")
+        assert [len(selector.select(0)) for _ in range(3)] == [1, 1, 1]
+    assert slept == []
+
+
 def test_the_loop_runs_what_any_loop_runs():
     said = []
 
-    async def talk():
+    async def talk(selector):
+        selector.gathers = True
         server = await asyncio.start_server(answer, "127.0.0.1")
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.write(b"a\n")
@@ -64,5 +76,5 @@ def test_the_loop_runs_what_any_loop_runs():
         writer.write(await reader.readline())
         writer.close()
 
-    run(talk())
+    run(talk)
     assert said == [b"a\n"]

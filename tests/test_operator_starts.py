@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.schedule import Key
-from finetune_operator.starts import LATE_LOOKS, PATIENCE_SECONDS, UNDER_WAY, Starts
+from finetune_operator.starts import CALM_SECONDS, CROWD, LATE_LOOKS, PATIENCE_SECONDS, UNDER_WAY, Starts
 from test_operator_schedule import Clock
 
 
@@ -48,13 +48,13 @@ def test_those_that_wait_are_told_in_their_order(starts, told):
 
 
 def test_pods_that_do_not_come_hold_nobody_up_for_long(starts, told, clock):
-    for key in keys(UNDER_WAY + 2):
+    for key in keys(2 * UNDER_WAY):
         starts.admit(key)
     starts.settle_overdue()
     assert told == []
     clock.seconds += PATIENCE_SECONDS
     starts.settle_overdue()
-    overdue, waiting = keys(UNDER_WAY + 2)[:-2], keys(UNDER_WAY + 2)[-2:]
+    overdue, waiting = keys(2 * UNDER_WAY)[:UNDER_WAY], keys(2 * UNDER_WAY)[UNDER_WAY:]
     assert told == waiting + overdue[:LATE_LOOKS]
 
 
@@ -78,6 +78,20 @@ def test_who_has_the_cluster_alone_waits_for_nobody(told, clock):
     starts.settle(first)
     assert told == rest[-3:]
     assert all(starts.admit(key) for key in keys(100, "other"))
+
+
+def test_a_burst_lasts_until_its_pods_have_had_time_to_run(told, clock):
+    starts = Starts(told.append, lambda _namespace: False, clock)
+    for key in keys(CROWD):
+        starts.admit(key)
+    assert not starts.is_crowded()
+    starts.admit(Key("other", "one"))
+    for key in keys(CROWD):
+        starts.settle(key)
+    clock.seconds += CALM_SECONDS - 1
+    assert starts.is_crowded()
+    clock.seconds += 1
+    assert not starts.is_crowded()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["admit", "settle", "wait"]), st.integers(0, 40)), max_size=200))

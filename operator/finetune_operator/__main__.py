@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from functools import partial
 
 from finetune_operator.gathering import run
 from finetune_operator.serve import serve
@@ -37,7 +38,7 @@ def main() -> int:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
-        run(serve(settings))
+        run(partial(serve, settings))
     except Exception:
         logging.getLogger("finetune_operator").exception("The operator cannot go on")
         return 1

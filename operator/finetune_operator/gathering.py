@@ -1,7 +1,8 @@
-"""An event loop that handles together what comes close together.
+"""An event loop that can handle together what comes close together.
 
 In a burst some hundred small events a second come in. A process that wakes for each of them, on a machine that has
-other work, finds the processor's caches cold each time.
+other work, finds the processor's caches cold each time. Else nothing waits: a job's start is several answers, one after
+the other.
 """
 
 import asyncio
@@ -15,7 +16,9 @@ GATHER_SECONDS = 0.03
 
 
 class GatheringSelector(selectors.DefaultSelector):
-    """Reports what is ready at most every GATHER_SECONDS; a timer may come late by as much."""
+    """Reports what is ready; where it gathers, at most every GATHER_SECONDS: a timer may come late by as much."""
+
+    gathers = False
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -36,14 +39,15 @@ class GatheringSelector(selectors.DefaultSelector):
         if not ready:
             return ready
         closed = self._open_at - self._clock()
-        if closed > 0:
+        if self.gathers and closed > 0:
             self._sleep(closed)
             ready = super().select(0)
         self._open_at = self._clock() + GATHER_SECONDS
         return ready
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """As ``asyncio.run``, in such a loop."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(GatheringSelector())) as runner:
-        runner.run(main)
+def run(main: Callable[[GatheringSelector], Coroutine[Any, Any, None]]) -> None:
+    """As ``asyncio.run``, in such a loop; ``main`` gets its selector."""
+    selector = GatheringSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(main(selector))

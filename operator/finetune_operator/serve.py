@@ -30,6 +30,7 @@ from finetune_operator.errors import ApiError, NotLeading
 from finetune_operator.events import BURST, RATE, EventPoster
 from finetune_operator.experiment_apply import ExperimentApplier
 from finetune_operator.experiment_reconcile import ExperimentReconciler
+from finetune_operator.gathering import GatheringSelector
 from finetune_operator.handlers import Course, watch
 from finetune_operator.health import BEAT_SECONDS, STUCK_SECONDS, Heart, serve_health
 from finetune_operator.kinds import FINE_TUNE_EXPERIMENT, FINE_TUNE_JOB, POD, Kind
@@ -70,6 +71,8 @@ class Replica:
     reconcilers: dict[str, Reconciler | ExperimentReconciler]
     """By kind."""
     starts: Starts
+    selector: GatheringSelector
+    """The event loop's."""
     events: EventPoster
     heart: Heart
     stopping: bool = False
@@ -128,6 +131,7 @@ class Replica:
             self.heart.beat()
             self.metrics.leading.set(self.may_write)
             self.starts.settle_overdue()
+            self.selector.gathers = self.starts.is_crowded()
             if self.missed and self.may_write:
                 self.missed = False
                 for key in self.store.everything():
@@ -145,7 +149,9 @@ class Replica:
         return None if self.resync.synced.is_set() else "not everything has been read yet"
 
 
-def assemble(settings: Settings, client: ApiClient, session: aiohttp.ClientSession) -> Replica:
+def assemble(
+    settings: Settings, selector: GatheringSelector, client: ApiClient, session: aiohttp.ClientSession
+) -> Replica:
     """All parts of a replica, connected."""
     clock, metrics = time.monotonic, Metrics()
     elector = Elector(
@@ -172,10 +178,10 @@ def assemble(settings: Settings, client: ApiClient, session: aiohttp.ClientSessi
     metrics.watch_phases("experiments", "FineTuneExperiments by phase.", lambda: dict(store.experiments.phases))
     metrics.watch("queue_depth", "Jobs that are due and wait to be looked at.", lambda: queue.depth)
     metrics.watch("queue_oldest_seconds", "How long the first of them has waited.", lambda: queue.oldest_seconds)
-    return Replica(settings, store, queue, metrics, elector, resync, reconcilers, starts, events, Heart())
+    return Replica(settings, store, queue, metrics, elector, resync, reconcilers, starts, selector, events, Heart())
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, selector: GatheringSelector) -> None:
     """Run one replica until it is asked to end.
 
     Raises:
@@ -184,7 +190,7 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     configuration = await load_configuration()
     async with ApiClient(configuration) as client, aiohttp.ClientSession(trust_env=False) as session:
-        replica = assemble(settings, client, session)
+        replica = assemble(settings, selector, client, session)
         servers = (
             serve_health(
                 settings.bind_address,

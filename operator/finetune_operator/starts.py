@@ -1,7 +1,7 @@
 """How many first attempts of a namespace are under way: made by us, and their pods not yet made by Kubernetes.
 
 Kubernetes' Job controller serves whoever came first, and a control plane under full load is slow for everybody. So
-where tenants share a cluster, one with 5,000 jobs has a few under way at a time; the others wait here, where tenants
+where tenants share a cluster, one with 5,000 jobs has one under way at a time; the others wait here, where tenants
 take turns (see schedule). A tenant who has the cluster for himself waits for nobody.
 
 Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue`` when its turn has come.
@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 from finetune_operator.schedule import Key
 
-UNDER_WAY = 2
-"""Of a namespace that is not alone: while one gets its pods the next one is prepared, and others have room."""
+UNDER_WAY = 1
+"""Of a namespace that is not alone, so that others find room: with two, a quiet tenant's wait was twice as long."""
 CROWD = 64
 """So many under way, of all namespaces, are a burst."""
+CALM_SECONDS = 20.0
+"""A burst is over so long after there were last so many: their pods have yet to run."""
 PATIENCE_SECONDS = 5.0
 """Pods that are not there by then (a quota, a policy) hold nobody up any longer."""
 LATE_LOOKS = 2
@@ -42,6 +44,7 @@ class Starts:
         self._enqueue, self._is_shared, self._clock = enqueue, is_shared, clock
         self._under_way: dict[str, OrderedDict[Key, float]] = {}
         self._waiting: dict[str, OrderedDict[Key, None]] = {}
+        self._crowded_until = clock()
 
     def admit(self, key: Key) -> bool:
         """Whether it may start now; if not, it is told when it may."""
@@ -49,12 +52,15 @@ class Starts:
         if key not in under_way and not self._has_room(key.namespace, under_way):
             self._waiting.setdefault(key.namespace, OrderedDict())[key] = None
             return False
-        under_way[key] = self._clock()
+        now = self._clock()
+        under_way[key] = now
+        if sum(map(len, self._under_way.values())) > CROWD:
+            self._crowded_until = now + CALM_SECONDS
         return True
 
     def is_crowded(self) -> bool:
         """Whether there is a burst: what is not for new jobs had better wait."""
-        return sum(map(len, self._under_way.values())) > CROWD
+        return self._clock() < self._crowded_until
 
     def settle(self, key: Key) -> None:
         """Its pods are there, or none of it is under way any more: the next one may start."""
