@@ -125,7 +125,7 @@ def series_of(registry):
 
 
 def test_the_table_of_the_operators_metrics_is_that_of_its_registry():
-    replica = assemble(parse_settings(["--no-leader-election"]), None, None)
+    replica = assemble(parse_settings(["--no-leader-election"]), None, None, None)
     told = {
         names_in(name)[0]: set(names_in(labels))
         for name, labels, _ in table_after(PAGES["operations"], "| Metric of the op")
