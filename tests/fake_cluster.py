@@ -203,7 +203,7 @@ class OperatorLife:
         observer = Observer(self.store, cluster, pull, full, full, cluster.now, cluster.clock)
         applier = Applier(self.store, cluster, ("ops",), lambda _key: None)
         events = FakePoster(cluster)
-        starts = Starts(lambda _key: None, self.store.is_shared, cluster.clock)
+        starts = Starts(lambda _key: None, self.store.is_shared, lambda _seconds, call: call(), cluster.clock)
         self.reconciler = Reconciler(
             self.store, observer, applier, events, Metrics(), full, starts, cluster.now, cluster.clock
         )

@@ -257,8 +257,6 @@ def test_a_big_job():
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {
-                **MANAGED,
-                "app.kubernetes.io/component": "worker",
                 "finetune.dev/service": "finetune-workers-0",
                 "batch.kubernetes.io/job-completion-index": "0",
             },

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.schedule import Key
-from finetune_operator.starts import CALM_SECONDS, CROWD, LATE_LOOKS, PATIENCE_SECONDS, UNDER_WAY, Starts
+from finetune_operator.starts import CALM_SECONDS, CROWD, LATE_LOOKS, PATIENCE_SECONDS, REST, Starts
 from test_operator_schedule import Clock
 
 
@@ -18,86 +18,125 @@ def told():
     return []
 
 
+class Timers(Clock):
+    """A clock whose time passes only in ``wait``, which calls back what is due."""
+
+    def __init__(self):
+        super().__init__()
+        self.due = []
+
+    def call_later(self, seconds, call):
+        self.due.append((self.seconds + seconds, call))
+
+    def wait(self, seconds):
+        self.seconds += seconds
+        ripe = [call for due, call in self.due if due <= self.seconds]
+        self.due = [(due, call) for due, call in self.due if due > self.seconds]
+        for call in ripe:
+            call()
+
+
 @pytest.fixture
 def clock():
-    return Clock()
+    return Timers()
 
 
 @pytest.fixture
 def starts(told, clock):
-    return Starts(told.append, lambda _namespace: True, clock)
+    return Starts(told.append, lambda _namespace: True, clock.call_later, clock)
 
 
-def test_a_tenant_has_a_few_under_way_and_holds_up_no_other(starts, told):
-    assert [starts.admit(key) for key in keys(UNDER_WAY + 2)] == [True] * UNDER_WAY + [False] * 2
+@pytest.fixture
+def lone_starts(told, clock):
+    return Starts(told.append, lambda _namespace: False, clock.call_later, clock)
+
+
+def test_a_tenant_has_one_under_way_and_holds_up_no_other(starts, told):
+    assert [starts.admit(key) for key in keys(3)] == [True, False, False]
     assert starts.admit(Key("quiet", "one"))
     assert starts.admit(keys(1)[0])  # looked at once more
     assert told == []
 
 
-def test_those_that_wait_are_told_in_their_order(starts, told):
-    first, *others = keys(UNDER_WAY + 3)
-    for key in (first, *others):
+def test_those_that_wait_are_told_in_their_order(starts, told, clock):
+    first, second, third = keys(3)
+    for key in (first, second, third):
         starts.admit(key)
     starts.settle(first)
     starts.settle(first)
-    assert told == keys(UNDER_WAY + 1)[-1:]
-    assert starts.admit(told[0])
-    starts.settle(told[0])  # it was deleted meanwhile
-    assert told == keys(UNDER_WAY + 2)[-2:]
+    clock.wait(0)
+    assert told == [second]
+    assert starts.admit(second)
+    starts.settle(second)  # it was deleted meanwhile
+    clock.wait(0)
+    assert told == [second, third]
+
+
+def test_a_tenant_rests_the_longer_the_longer_its_last_start_took(starts, told, clock):
+    first, second, third = keys(3)
+    for key in (first, second):
+        starts.admit(key)
+    clock.wait(1)
+    starts.admit(first)
+    clock.wait(1)
+    starts.settle(first)
+    clock.wait(2 * REST - 0.1)
+    assert told == []
+    assert not starts.admit(third)
+    assert starts.admit(Key("quiet", "one"))
+    clock.wait(0.1)
+    assert told == [second]
 
 
 def test_pods_that_do_not_come_hold_nobody_up_for_long(starts, told, clock):
-    for key in keys(2 * UNDER_WAY):
+    first, second = keys(2)
+    for key in (first, second):
         starts.admit(key)
     starts.settle_overdue()
     assert told == []
-    clock.seconds += PATIENCE_SECONDS
+    clock.wait(PATIENCE_SECONDS)
     starts.settle_overdue()
-    overdue, waiting = keys(2 * UNDER_WAY)[:UNDER_WAY], keys(2 * UNDER_WAY)[UNDER_WAY:]
-    assert told == waiting + overdue[:LATE_LOOKS]
+    assert told == [second, first]
 
 
-def test_of_those_whose_pods_do_not_come_a_few_are_looked_at(told, clock):
-    starts = Starts(told.append, lambda _namespace: False, clock)
+def test_of_those_whose_pods_do_not_come_a_few_are_looked_at(lone_starts, told, clock):
     for key in keys(LATE_LOOKS + 2):
-        starts.admit(key)
-    starts.settle(keys(1)[0])
-    clock.seconds += PATIENCE_SECONDS
-    starts.settle_overdue()
-    starts.settle_overdue()
+        lone_starts.admit(key)
+    lone_starts.settle(keys(1)[0])
+    clock.wait(PATIENCE_SECONDS)
+    lone_starts.settle_overdue()
+    lone_starts.settle_overdue()
     assert told == keys(LATE_LOOKS + 1)[1:]
 
 
 def test_who_has_the_cluster_alone_waits_for_nobody(told, clock):
     others = [True]
-    starts = Starts(told.append, lambda _namespace: others[0], clock)
-    first, *rest = keys(UNDER_WAY + 3)
-    assert [starts.admit(key) for key in (first, *rest)] == [True] * UNDER_WAY + [False] * 3
+    starts = Starts(told.append, lambda _namespace: others[0], clock.call_later, clock)
+    first, *rest = keys(4)
+    assert [starts.admit(key) for key in (first, *rest)] == [True, False, False, False]
     others[0] = False
     starts.settle(first)
-    assert told == rest[-3:]
+    assert told == rest
     assert all(starts.admit(key) for key in keys(100, "other"))
 
 
-def test_a_burst_lasts_until_its_pods_have_had_time_to_run(told, clock):
-    starts = Starts(told.append, lambda _namespace: False, clock)
+def test_a_burst_lasts_until_its_pods_have_had_time_to_run(lone_starts, clock):
     for key in keys(CROWD):
-        starts.admit(key)
-    assert not starts.is_crowded()
-    starts.admit(Key("other", "one"))
+        lone_starts.admit(key)
+    assert not lone_starts.is_crowded()
+    lone_starts.admit(Key("other", "one"))
     for key in keys(CROWD):
-        starts.settle(key)
-    clock.seconds += CALM_SECONDS - 1
-    assert starts.is_crowded()
-    clock.seconds += 1
-    assert not starts.is_crowded()
+        lone_starts.settle(key)
+    clock.wait(CALM_SECONDS - 1)
+    assert lone_starts.is_crowded()
+    clock.wait(1)
+    assert not lone_starts.is_crowded()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["admit", "settle", "wait"]), st.integers(0, 40)), max_size=200))
 def test_nobody_is_forgotten(steps):
-    clock, told = Clock(), []
-    starts, asked, admitted = Starts(told.append, lambda _namespace: True, clock), set(), set()
+    clock, told, asked, admitted = Timers(), [], set(), set()
+    starts = Starts(told.append, lambda _namespace: True, clock.call_later, clock)
     for step, number in steps:
         key = Key("loud", str(number))
         if step == "admit":
@@ -107,9 +146,9 @@ def test_nobody_is_forgotten(steps):
         elif step == "settle":
             starts.settle(key)
         else:
-            clock.seconds += 1
+            clock.wait(1)
             starts.settle_overdue()
-    for _ in range(10):
-        clock.seconds += PATIENCE_SECONDS
+    for _ in range(41):
+        clock.wait(PATIENCE_SECONDS)
         starts.settle_overdue()
     assert asked == admitted | set(told)

@@ -27,6 +27,8 @@ AFTER_RELIST_SECONDS = 3.0
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 10.0
 """Before a kind that could not be read is tried again: one request a replica, and all jobs wait for it at the start."""
+TOGETHER, TOGETHER_SECONDS = 20, 0.2
+"""So many are looked at together, so far apart, once all has been read again: nothing is known to have happened."""
 DEAF_SECONDS = 180.0
 """Two lists so far apart have news, and a watch has told of nothing meanwhile: longer than one that was cut, or is
 silent, is given to begin anew."""
@@ -86,10 +88,13 @@ class Resync:
         for kind in WATCHED:
             await self._read_patiently(kind)
         self._store.purge()
+        is_first = not self.synced.is_set()
         self._synced_at = self._synced_at or self._clock()
         self.synced.set()
-        for key in self._store.everything():
+        for number, key in enumerate(self._store.everything(), start=1):
             self._enqueue(key)
+            if not is_first and number % TOGETHER == 0:
+                await asyncio.sleep(TOGETHER_SECONDS)
 
     async def _read_patiently(self, kind: Kind) -> None:
         """Read one kind, again and again until it can be read; the kinds before it are not read again for that."""

@@ -103,6 +103,7 @@ class Replica:
                 return
             self.metrics.wait_seconds.observe(waited)
             await self._look(key)
+            await asyncio.sleep(0)  # a look may wait for nothing: what comes in meanwhile has its turn
 
     async def _look(self, key: Key) -> None:
         if not self.may_write:
@@ -166,7 +167,7 @@ def assemble(
     observer = Observer(store, api, lambda address: pull_report(session, address), pulls, asks, utc_now, clock)
     applier = Applier(store, api, settings.progress_readers, queue.add)
     writes = TokenBucket(PROGRESS_WRITES_A_SECOND, 5 * PROGRESS_WRITES_A_SECOND, clock)
-    starts = Starts(queue.add, store.is_shared)
+    starts = Starts(queue.add, store.is_shared, lambda *call: asyncio.get_running_loop().call_later(*call))
     reconcilers: dict[str, Reconciler | ExperimentReconciler] = {
         FINE_TUNE_JOB.name: Reconciler(store, observer, applier, events, metrics, writes, starts, utc_now, clock),
         FINE_TUNE_EXPERIMENT.name: ExperimentReconciler(

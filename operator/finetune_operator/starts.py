@@ -1,8 +1,9 @@
 """How many first attempts of a namespace are under way: made by us, and their pods not yet made by Kubernetes.
 
 Kubernetes' Job controller serves whoever came first, and a control plane under full load is slow for everybody. So
-where tenants share a cluster, one with 5,000 jobs has one under way at a time; the others wait here, where tenants
-take turns (see schedule). A tenant who has the cluster for himself waits for nobody.
+where tenants share a cluster, one with 5,000 jobs has one under way at a time and rests after each, the longer the
+slower the control plane was; the others wait here, where tenants take turns (see schedule). A tenant who has the
+cluster for himself waits for nobody.
 
 Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue`` when its turn has come.
 """
@@ -10,11 +11,12 @@ Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from finetune_operator.schedule import Key
 
-UNDER_WAY = 1
-"""Of a namespace that is not alone, so that others find room: with two, a quiet tenant's wait was twice as long."""
+REST = 3.0
+"""Of a namespace that is not alone, after each start: so many times as long as it took."""
 CROWD = 64
 """So many under way, of all namespaces, are a burst."""
 CALM_SECONDS = 20.0
@@ -32,6 +34,7 @@ class Starts:
         self,
         enqueue: Callable[[Key], None],
         is_shared: Callable[[str], bool],
+        call_later: Callable[[float, Callable[[], None]], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nobody waits yet.
@@ -39,21 +42,23 @@ class Starts:
         Args:
             enqueue: Gets a key that waited, once it may start.
             is_shared: Whether others than this namespace have jobs, too.
+            call_later: Calls back after so many seconds, as an event loop's.
             clock: Seconds.
         """
-        self._enqueue, self._is_shared, self._clock = enqueue, is_shared, clock
+        self._enqueue, self._is_shared, self._call_later, self._clock = enqueue, is_shared, call_later, clock
         self._under_way: dict[str, OrderedDict[Key, float]] = {}
         self._waiting: dict[str, OrderedDict[Key, None]] = {}
+        self._resting: set[str] = set()
         self._crowded_until = clock()
 
     def admit(self, key: Key) -> bool:
         """Whether it may start now; if not, it is told when it may."""
-        under_way = self._under_way.setdefault(key.namespace, OrderedDict())
-        if key not in under_way and not self._has_room(key.namespace, under_way):
-            self._waiting.setdefault(key.namespace, OrderedDict())[key] = None
-            return False
-        now = self._clock()
-        under_way[key] = now
+        now, namespace = self._clock(), key.namespace
+        if key not in self._under_way.get(namespace, ()):
+            if not self._has_room(namespace):
+                self._waiting.setdefault(namespace, OrderedDict())[key] = None
+                return False
+            self._under_way.setdefault(namespace, OrderedDict())[key] = now
         if sum(map(len, self._under_way.values())) > CROWD:
             self._crowded_until = now + CALM_SECONDS
         return True
@@ -63,32 +68,46 @@ class Starts:
         return self._clock() < self._crowded_until
 
     def settle(self, key: Key) -> None:
-        """Its pods are there, or none of it is under way any more: the next one may start."""
-        under_way = self._under_way.get(key.namespace, OrderedDict())
-        if under_way.pop(key, None) is None:
+        """Its pods are there, or none of it is under way any more: the next one may start after a rest."""
+        since = self._end(key)
+        if since is None:
             return
-        self._hand_on(key.namespace, under_way)
-        if not under_way:
-            del self._under_way[key.namespace]
+        if self._is_shared(key.namespace):
+            self._resting.add(key.namespace)
+            self._call_later(REST * (self._clock() - since), partial(self._hand_on, key.namespace))
+        else:
+            self._hand_on(key.namespace)
 
     def settle_overdue(self) -> None:
         """Give up on those that have had PATIENCE_SECONDS; of a few it is looked at why they have no pods."""
         overdue = self._clock() - PATIENCE_SECONDS
         late = [key for keys in self._under_way.values() for key, since in keys.items() if since <= overdue]
         for key in late:
-            self.settle(key)
+            self._end(key)
+            self._hand_on(key.namespace)
         for key in late[:LATE_LOOKS]:
             self._enqueue(key)
 
-    def _hand_on(self, namespace: str, under_way: OrderedDict[Key, float]) -> None:
+    def _end(self, key: Key) -> float | None:
+        """Since when it was under way."""
+        under_way = self._under_way.get(key.namespace, OrderedDict())
+        since = under_way.pop(key, None)
+        if since is not None and not under_way:
+            del self._under_way[key.namespace]
+        return since
+
+    def _hand_on(self, namespace: str) -> None:
         """A place is kept for the one that is told, until it settles: it may have no more use for it."""
+        self._resting.discard(namespace)
         waiting = self._waiting.get(namespace)
-        while waiting and self._has_room(namespace, under_way):
+        while waiting and self._has_room(namespace):
             key, _ = waiting.popitem(last=False)
-            under_way[key] = self._clock()
+            self._under_way.setdefault(namespace, OrderedDict())[key] = self._clock()
             self._enqueue(key)
         if waiting is not None and not waiting:
             del self._waiting[namespace]
 
-    def _has_room(self, namespace: str, under_way: OrderedDict[Key, float]) -> bool:
-        return len(under_way) < UNDER_WAY or not self._is_shared(namespace)
+    def _has_room(self, namespace: str) -> bool:
+        if not self._is_shared(namespace):
+            return True
+        return namespace not in self._under_way and namespace not in self._resting

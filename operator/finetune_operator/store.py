@@ -34,6 +34,7 @@ from finetune_operator.records import (
     LastingRecord,
     PodRecord,
     RuntimeRecord,
+    attempt_of,
     key_of,
     record_attempt,
     record_job,
@@ -211,10 +212,10 @@ class Store:
         key, children = self._owned(raw)
         if children is None or key is None:
             return []
-        after = record_attempt(raw)
-        before = children.attempts.get(after.number)
-        if before is not None and before.version >= after.version:
+        before = children.attempts.get(attempt_of(raw))
+        if before is not None and before.version >= version_of(raw):
             return []
+        after = record_attempt(raw)
         children.attempts[after.number] = after
         if after.is_suspended:
             # Whoever suspends a Job has its pods deleted: that is no end of the attempt.
@@ -225,10 +226,10 @@ class Store:
         key, children = self._owned(raw)
         if children is None or key is None:
             return []
-        after = record_pod(raw)
-        before = children.pods.get(after.uid)
-        if before is not None and (before.is_gone or before.version >= after.version):
+        before = children.pods.get(raw["metadata"]["uid"])
+        if before is not None and (before.is_gone or before.version >= version_of(raw)):
             return []
+        after = record_pod(raw)
         attempt = children.attempts.get(after.attempt)
         if before is None and attempt is not None and attempt.is_suspended:
             return []
@@ -258,21 +259,24 @@ class Store:
         return [key for key in self.unfinished() if self.jobs[key].runtime == name]
 
     def _see_lasting(self, kind: Kind, raw: Raw) -> list[Key]:
-        after = record_lasting(raw)
         if kind is SERVICE:
-            service = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
-            before = self.services.get(service)
-            if before is None or before.version < after.version:
-                self.services[service] = after
-            return [] if before is None or before.document == after.document else self._served_by(service)
+            return self._see_service(raw)
         key, children = self._owned(raw)
         if children is None or key is None:
             return []
         before = children.lasting.get(kind.name)
-        if before is not None and before.version >= after.version:
+        if before is not None and before.version >= version_of(raw):
             return []
-        children.lasting[kind.name] = after
+        after = children.lasting[kind.name] = record_lasting(raw)
         return [] if before is None or before.document == after.document else [key]
+
+    def _see_service(self, raw: Raw) -> list[Key]:
+        service = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
+        before = self.services.get(service)
+        if before is not None and before.version >= version_of(raw):
+            return []
+        after = self.services[service] = record_lasting(raw)
+        return [] if before is None or before.document == after.document else self._served_by(service)
 
     def _drop_service(self, service: Key, uid: str) -> list[Key]:
         before = self.services.get(service)
