@@ -205,7 +205,7 @@ class OperatorLife:
         events = FakePoster(cluster)
         starts = Starts(lambda _key: None, self.store.is_shared, lambda _seconds, call: call(), cluster.clock)
         self.reconciler = Reconciler(
-            self.store, observer, applier, events, Metrics(), full, starts, cluster.now, cluster.clock
+            self.store, observer, applier, events, Metrics(), full, full, starts, cluster.now, cluster.clock
         )
 
     def look(self):

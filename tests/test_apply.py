@@ -12,7 +12,7 @@ from finetune_operator.drift import is_part
 from finetune_operator.kinds import CORE_EVENT, FINE_TUNE_JOB, JOB, NETWORK_POLICY, RUNTIME
 from finetune_operator.names import LABEL_QUEUE, job_labels
 from finetune_operator.observe import PODLESS_SECONDS
-from finetune_operator.reconcile import CROWDED_SECONDS
+from finetune_operator.reconcile import CROWDED_SECONDS, TURN_SECONDS
 from finetune_operator.schedule import Key
 from finetune_operator.starts import CROWD
 from operating import RUNTIME as RUNTIME_MANIFEST
@@ -140,6 +140,34 @@ def test_in_a_burst_progress_is_looked_for_less_often(others, seconds):
         assert life.look() == [POLL_SECONDS]
 
 
+def test_who_waits_for_its_turn_is_told_so_and_why_it_cannot_run_at_once():
+    cluster = FakeCluster([0])
+    cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
+    cluster.put(FINE_TUNE_JOB.name, job("team"))
+    cluster.put(FINE_TUNE_JOB.name, job("team", "refused", runtime="unknown"))
+    cluster.put(FINE_TUNE_JOB.name, job("others", "elsewhere"))
+    with asyncio.Runner() as cluster.runner:
+        life = OperatorLife(cluster)
+        life.watch()
+        starts, first = life.reconciler.starts, Key("team", "first")
+        starts.admit(first)
+        life.look()
+        assert "status" not in cluster.objects[FINE_TUNE_JOB.name, "demo"]
+        assert message_of(cluster, "refused", "Accepted").startswith("spec.runtime")
+        cluster.second += int(TURN_SECONDS)
+        life.look()
+        assert message_of(cluster, "demo", "Running").startswith("Attempt 1 cannot start: it is not its turn")
+        assert (JOB.name, "demo-1") not in cluster.objects
+        starts.settle(first)
+        life.look()
+        assert message_of(cluster, "demo", "Running") == "Attempt 1 starts"
+        assert (JOB.name, "demo-1") in cluster.objects
+
+
+def message_of(cluster, name, condition):
+    return next(one["message"] for one in job_status(cluster, name)["conditions"] if one["type"] == condition)
+
+
 def test_why_there_are_no_pods_is_told_at_once():
     cluster = FakeCluster([0])
     cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
@@ -151,8 +179,7 @@ def test_why_there_are_no_pods_is_told_at_once():
         life.look()
         cluster.second += int(PODLESS_SECONDS)
         life.look()
-    running = next(one for one in job_status(cluster)["conditions"] if one["type"] == "Running")
-    assert running["message"] == "its pods cannot be made: no room"
+    assert message_of(cluster, "demo", "Running") == "its pods cannot be made: no room"
 
 
 def test_of_many_attempts_the_latest_two_jobs_stay():

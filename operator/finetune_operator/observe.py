@@ -48,6 +48,8 @@ class Memory:
     refused_pods: str | None = None
     ask_at: float | None = None
     """When to ask why there are no pods; None if there are."""
+    tell_turn_at: float | None = None
+    """When to say that it waits for its turn; None if it never had to."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from finetune_operator.events import EventPoster, Posting
 from finetune_operator.invalid import parse_stored, plan_invalid
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe import Memory, Observation, Observer
-from finetune_operator.observed import WorkerPhase
+from finetune_operator.observed import Observed, WorkerPhase
 from finetune_operator.plan import plan
 from finetune_operator.records import JobRecord
 from finetune_operator.schedule import Key
@@ -37,6 +37,10 @@ CROWDED_SECONDS = 40.0
 """Nor is it looked for more often in a burst of new jobs: the API server is what these wait for."""
 LOOKS_A_SECOND = 50.0
 """Looks for progress a second, all in all: with more than 500 running jobs each is looked at less often."""
+TURN_SECONDS = 20.0
+"""Who has waited so long for its turn is told so."""
+TURNS_TOLD_A_SECOND = 5.0
+NOT_ITS_TURN = "it is not its turn: where tenants share the cluster, the jobs of each start one after the other"
 
 
 @dataclass
@@ -50,6 +54,8 @@ class Reconciler:
     metrics: Metrics
     writes: TokenBucket
     """Limits writes of mere progress in total."""
+    turns: TokenBucket
+    """Limits, in total, how many are told that they wait for their turn."""
     starts: Starts
     now: Callable[[], datetime]
     clock: Callable[[], float]
@@ -70,8 +76,6 @@ class Reconciler:
             self.starts.settle(key)
             return await self._expire(key, record) if record and not record.is_deleting else None
         begins = not self.store.children_of(key).attempts
-        if begins and not self.starts.admit(key):
-            return None
         try:
             return await self._parse_and_look(key, record, record.document)
         finally:
@@ -92,7 +96,7 @@ class Reconciler:
         observation = await self.observer.observe(key, job, memory)
         if observation.in_doubt:
             return DOUBT_SECONDS
-        made = await self._act(key, observation)
+        made = await self._act(key, observation, memory)
         await self.applier.retire(key)
         await self._write(key, record, observation, made, memory)
         if job.status is not None and job.status.attempts:
@@ -103,10 +107,13 @@ class Reconciler:
             return await self.reconcile(key)  # nobody tells of our own write again
         return self._stretched(made.look_again_seconds, observation)
 
-    async def _act(self, key: Key, observation: Observation) -> Plan:
-        """Do what is planned; returns the plan, or what is to be said where the cluster did not take it."""
+    async def _act(self, key: Key, observation: Observation, memory: Memory) -> Plan:
+        """Do what is planned; returns the plan, or what is to be said where that could not be done yet."""
         observed, resolved = observation.observed, observation.resolved
         made = plan(observed)
+        begins = isinstance(made.action, StartAttempt) and not self.store.children_of(key).attempts
+        if begins and not self.starts.admit(key):
+            return self._wait_for_turn(observed, memory)
         try:
             if isinstance(made.action, StopAttempt):
                 await self.applier.stop(key, made.action.number)
@@ -119,6 +126,15 @@ class Reconciler:
             _log.warning("%s: %s", key, obstacle)
             return plan(replace(observed, obstacle=str(obstacle)))
         return made
+
+    def _wait_for_turn(self, observed: Observed, memory: Memory) -> Plan:
+        """Whose turn comes soon is not told that it waits; nor are all of very many told at once."""
+        now = self.clock()
+        if memory.tell_turn_at is None:
+            memory.tell_turn_at = now + TURN_SECONDS + self.turns.reserve_seconds()
+        if now < memory.tell_turn_at:
+            return Plan(look_again_seconds=memory.tell_turn_at - now)
+        return replace(plan(replace(observed, obstacle=NOT_ITS_TURN)), look_again_seconds=None)
 
     async def _write(self, key: Key, record: JobRecord, observation: Observation, made: Plan, memory: Memory) -> None:
         """The status, if it tells something new that cannot wait; then the events."""
@@ -162,7 +178,8 @@ class Reconciler:
         attempt = observation.observed.attempt
         waits = attempt is not None and any(worker.phase is WorkerPhase.PENDING for worker in attempt.workers)
         least = CROWDED_SECONDS if self.starts.is_crowded() and not waits else seconds
-        return observation.quiet_seconds or max(least, len(self._memories) / LOOKS_A_SECOND)
+        running = len(self._memories) - self.starts.waiting
+        return observation.quiet_seconds or max(least, running / LOOKS_A_SECOND)
 
 
 def _tells_why(observation: Observation, status: JobStatus) -> bool:

@@ -39,7 +39,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.pods import Raw
 from finetune_operator.progress import pull_report
 from finetune_operator.queue import KeyedQueue
-from finetune_operator.reconcile import LOOKS_A_SECOND, Reconciler
+from finetune_operator.reconcile import LOOKS_A_SECOND, TURNS_TOLD_A_SECOND, Reconciler
 from finetune_operator.records import key_of
 from finetune_operator.resync import Resync
 from finetune_operator.schedule import Key
@@ -167,9 +167,12 @@ def assemble(
     observer = Observer(store, api, lambda address: pull_report(session, address), pulls, asks, utc_now, clock)
     applier = Applier(store, api, settings.progress_readers, queue.add)
     writes = TokenBucket(PROGRESS_WRITES_A_SECOND, 5 * PROGRESS_WRITES_A_SECOND, clock)
+    turns = TokenBucket(TURNS_TOLD_A_SECOND, TURNS_TOLD_A_SECOND, clock)
     starts = Starts(queue.add, store.is_shared, lambda *call: asyncio.get_running_loop().call_later(*call))
     reconcilers: dict[str, Reconciler | ExperimentReconciler] = {
-        FINE_TUNE_JOB.name: Reconciler(store, observer, applier, events, metrics, writes, starts, utc_now, clock),
+        FINE_TUNE_JOB.name: Reconciler(
+            store, observer, applier, events, metrics, writes, turns, starts, utc_now, clock
+        ),
         FINE_TUNE_EXPERIMENT.name: ExperimentReconciler(
             store, ExperimentApplier(store, api, queue.add), events, writes, utc_now
         ),

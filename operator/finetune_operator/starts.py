@@ -67,6 +67,11 @@ class Starts:
         """Whether there is a burst: what is not for new jobs had better wait."""
         return self._clock() < self._crowded_until
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return sum(map(len, self._waiting.values()))
+
     def settle(self, key: Key) -> None:
         """Its pods are there, or none of it is under way any more: the next one may start after a rest."""
         since = self._end(key)
