@@ -25,6 +25,16 @@ def test_staging_folders_become_published_modules():
     )
 
 
+def test_a_patched_module_is_taken_from_its_copy(tmp_path):
+    kwok = programs.MODULES["kwok"]
+    assert "replace sigs.k8s.io/kwok => ./patched\n" in programs.wrapper_module(kwok, "module sigs.k8s.io/kwok\n")
+    (tmp_path / "file").write_text("as it was")
+    programs.apply_patch(programs.Patch("file", "was", "should be"), tmp_path)
+    assert (tmp_path / "file").read_text() == "as it should be"
+    with pytest.raises(BuildError, match="is not there once: was"):
+        programs.apply_patch(programs.Patch("file", "was", "should be"), tmp_path)
+
+
 def test_a_build_appears_whole_or_not_at_all(tmp_path):
     def fail(partial):
         partial.write_text("half")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.schedule import Key
-from finetune_operator.starts import CALM_SECONDS, CROWD, LATE_LOOKS, PATIENCE_SECONDS, REST, Starts
+from finetune_operator.starts import CALM_SECONDS, CROWD, LATE_LOOKS, PATIENCE_SECONDS, REST, REST_IN_FLOOD, Starts
 from test_operator_schedule import Clock
 
 
@@ -72,17 +72,18 @@ def test_those_that_wait_are_told_in_their_order(starts, told, clock):
     assert told == [second, third]
 
 
-def test_a_tenant_rests_the_longer_the_longer_its_last_start_took(starts, told, clock):
-    first, second, third = keys(3)
-    for key in (first, second):
+@pytest.mark.parametrize(("waiting", "rest"), [(1, REST), (CROWD, REST), (CROWD + 1, REST_IN_FLOOD)])
+def test_a_tenant_rests_the_longer_the_longer_its_last_start_took(starts, told, clock, waiting, rest):
+    first, second, *others = keys(waiting + 1)
+    for key in (first, second, *others):
         starts.admit(key)
     clock.wait(1)
     starts.admit(first)
     clock.wait(1)
     starts.settle(first)
-    clock.wait(2 * REST - 0.1)
+    clock.wait(2 * rest - 0.1)
     assert told == []
-    assert not starts.admit(third)
+    assert not starts.admit(Key("loud", "new"))
     assert starts.admit(Key("quiet", "one"))
     clock.wait(0.1)
     assert told == [second]

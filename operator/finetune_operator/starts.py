@@ -1,9 +1,9 @@
 """How many first attempts of a namespace are under way: made by us, and their pods not yet made by Kubernetes.
 
 Kubernetes' Job controller serves whoever came first, and a control plane under full load is slow for everybody. So
-where tenants share a cluster, one with 5,000 jobs has one under way at a time and rests after each, the longer the
-slower the control plane was; the others wait here, where tenants take turns (see schedule). A tenant who has the
-cluster for himself waits for nobody.
+where tenants share a cluster, each has one under way at a time and rests after it, the longer the slower the control
+plane was, and far longer who floods it; the others wait here, where tenants take turns (see schedule). A tenant who has
+the cluster for himself waits for nobody.
 
 Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue`` when its turn has come.
 """
@@ -15,10 +15,10 @@ from functools import partial
 
 from finetune_operator.schedule import Key
 
-REST = 3.0
-"""Of a namespace that is not alone, after each start: so many times as long as it took."""
 CROWD = 64
-"""So many under way, of all namespaces, are a burst."""
+"""So many under way, of all namespaces, are a burst; so many that wait, of one, are a flood."""
+REST, REST_IN_FLOOD = 1.0, 8.0
+"""Of a namespace that is not alone, after each start: so many times as long as it took."""
 CALM_SECONDS = 20.0
 """A burst is over so long after there were last so many: their pods have yet to run."""
 PATIENCE_SECONDS = 5.0
@@ -79,7 +79,9 @@ class Starts:
             return
         if self._is_shared(key.namespace):
             self._resting.add(key.namespace)
-            self._call_later(REST * (self._clock() - since), partial(self._hand_on, key.namespace))
+            floods = len(self._waiting.get(key.namespace, ())) > CROWD
+            rest = (REST_IN_FLOOD if floods else REST) * (self._clock() - since)
+            self._call_later(rest, partial(self._hand_on, key.namespace))
         else:
             self._hand_on(key.namespace)
 

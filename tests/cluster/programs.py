@@ -16,6 +16,17 @@ KUBERNETES = "1.34.4"
 KWOK = "0.7.0"
 HELM = "3.22.0"
 COREDNS = "1.14.6"
+PATCHED = "patched"
+"""Folder of a module's source that was put right."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What is put right in a published module's source."""
+
+    file: str
+    old: str
+    new: str
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,21 @@ class Module:
     version: str
     minutes: int
     """About how long a first build takes on two cores."""
+    patch: Patch | None = None
+
+    @property
+    def home(self) -> Path:
+        """Where it is kept, and what is built of it."""
+        return cache_folder() / f"{self.path.split('/')[1]}-{self.version}{'-patched' if self.patch else ''}"
+
+
+# kwok begins each watch with all that there are, also one that only goes on after its time is over, every 5 to 10
+# minutes. While it takes in 8,000 pods again it does not keep up, so its watch is ended, and it begins anew, for ever.
+KWOK_GOES_ON = Patch(
+    "pkg/utils/informer/event.go",
+    "if !o.EnableListPager || o.EnableStreamWatch {",
+    'if opts.ResourceVersion == "" && (!o.EnableListPager || o.EnableStreamWatch) {',
+)
 
 
 def _kubernetes(name: str, minutes: int) -> Module:
@@ -43,7 +69,7 @@ MODULES = {
     "kubectl": _kubernetes("kubectl", 2),
     "kubelet": _kubernetes("kubelet", 2),
     "kube-proxy": _kubernetes("kube-proxy", 1),
-    "kwok": Module("sigs.k8s.io/kwok", "sigs.k8s.io/kwok/cmd/kwok", KWOK, 5),
+    "kwok": Module("sigs.k8s.io/kwok", "sigs.k8s.io/kwok/cmd/kwok", KWOK, 5, KWOK_GOES_ON),
     "helm": Module("helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm", HELM, 4),
     "coredns": Module("github.com/coredns/coredns", "github.com/coredns/coredns", COREDNS, 5),
 }
@@ -60,8 +86,7 @@ def program(name: str) -> Path:
     if assets and (given := Path(assets) / name).exists():
         return given
     module = MODULES[name]
-    home = cache_folder() / f"{module.path.split('/')[1]}-{module.version}"
-    return build_once(home / "bin" / name, lambda target: _build(name, module, home, target))
+    return build_once(module.home / "bin" / name, lambda target: _build(name, module, target))
 
 
 def build_all(names: tuple[str, ...]) -> None:
@@ -70,14 +95,14 @@ def build_all(names: tuple[str, ...]) -> None:
         program(name)
 
 
-def _build(name: str, module: Module, home: Path, target: Path) -> None:
+def _build(name: str, module: Module, target: Path) -> None:
     if not shutil.which("go"):
         raise BuildError(f"{name} is built with Go, and there is no `go` on the PATH: {ALTERNATIVES}")
     _say(f"building {name} of {module.path} {module.version} (once, about {module.minutes} min on 2 cores)")
     began = time.monotonic()
-    log = home / f"{name}.log"
+    log = module.home / f"{name}.log"
     log.unlink(missing_ok=True)
-    source = _module_folder(home, module, log)
+    source = _module_folder(module, log)
     flags = f"-s -w -X k8s.io/component-base/version.gitVersion=v{module.version}"
     command: list[str | Path] = [
         "nice",
@@ -105,9 +130,9 @@ def _go_settings() -> dict[str, str]:
     return {"GOFLAGS": "-mod=mod -buildvcs=false", "GOWORK": "off", "GO111MODULE": "on"}
 
 
-def _module_folder(home: Path, module: Module, log: Path) -> Path:
+def _module_folder(module: Module, log: Path) -> Path:
     """A module of our own that requires theirs: what ``go install`` refuses, for replace lines, is built so."""
-    return build_once(home / "module", lambda folder: _write_module(folder, module, log))
+    return build_once(module.home / "module", lambda folder: _write_module(folder, module, log))
 
 
 def _write_module(folder: Path, module: Module, log: Path) -> None:
@@ -119,6 +144,18 @@ def _write_module(folder: Path, module: Module, log: Path) -> None:
     theirs = Path(found)
     (folder / "go.mod").write_text(wrapper_module(module, (theirs / "go.mod").read_text()))
     (folder / "go.sum").write_bytes((theirs / "go.sum").read_bytes())
+    if module.patch:
+        shutil.copytree(theirs, folder / PATCHED, copy_function=shutil.copyfile)
+        apply_patch(module.patch, folder / PATCHED)
+
+
+def apply_patch(patch: Patch, source: Path) -> None:
+    """Change the module in this folder; raises ``BuildError`` if it is not what was to be changed."""
+    file = source / patch.file
+    text = file.read_text()
+    if text.count(patch.old) != 1:
+        raise BuildError(f"{file}: what is to be put right is not there once: {patch.old}")
+    file.write_text(text.replace(patch.old, patch.new))
 
 
 def wrapper_module(module: Module, theirs: str) -> str:
@@ -126,6 +163,8 @@ def wrapper_module(module: Module, theirs: str) -> str:
     language = re.search(r"^go (\S+)", theirs, re.MULTILINE)
     lines = ["module cluster", "", f"go {language[1] if language else '1.24'}", ""]
     lines.append(f"require {module.path} v{module.version}")
+    if module.patch:
+        lines.append(f"replace {module.path} => ./{PATCHED}")
     staged = "v0." + module.version.partition(".")[2]
     lines += [f"replace {name} => {name} {staged}" for name in re.findall(r"(\S+) => \./staging/", theirs)]
     return "\n".join(lines) + "\n"
