@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.schedule import Key
-from finetune_operator.starts import CALM_SECONDS, CROWD, LATE_LOOKS, PATIENCE_SECONDS, REST, REST_IN_FLOOD, Starts
+from finetune_operator.starts import (
+    CALM_SECONDS,
+    CROWD,
+    FLOOD,
+    LATE_LOOKS,
+    PATIENCE_SECONDS,
+    REST,
+    REST_IN_FLOOD,
+    Starts,
+)
 from test_operator_schedule import Clock
 
 
@@ -72,7 +81,7 @@ def test_those_that_wait_are_told_in_their_order(starts, told, clock):
     assert told == [second, third]
 
 
-@pytest.mark.parametrize(("waiting", "rest"), [(1, REST), (CROWD, REST), (CROWD + 1, REST_IN_FLOOD)])
+@pytest.mark.parametrize(("waiting", "rest"), [(1, REST), (FLOOD, REST), (FLOOD + 1, REST_IN_FLOOD)])
 def test_a_tenant_rests_the_longer_the_longer_its_last_start_took(starts, told, clock, waiting, rest):
     first, second, *others = keys(waiting + 1)
     for key in (first, second, *others):

@@ -16,7 +16,9 @@ from functools import partial
 from finetune_operator.schedule import Key
 
 CROWD = 64
-"""So many under way, of all namespaces, are a burst; so many that wait, of one, are a flood."""
+"""So many under way, of all namespaces, are a burst."""
+FLOOD = 16
+"""So many that wait, of one namespace, are a flood."""
 REST, REST_IN_FLOOD = 1.0, 8.0
 """Of a namespace that is not alone, after each start: so many times as long as it took."""
 CALM_SECONDS = 20.0
@@ -79,7 +81,7 @@ class Starts:
             return
         if self._is_shared(key.namespace):
             self._resting.add(key.namespace)
-            floods = len(self._waiting.get(key.namespace, ())) > CROWD
+            floods = len(self._waiting.get(key.namespace, ())) > FLOOD
             rest = (REST_IN_FLOOD if floods else REST) * (self._clock() - since)
             self._call_later(rest, partial(self._hand_on, key.namespace))
         else:
