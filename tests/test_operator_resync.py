@@ -10,7 +10,7 @@ from finetune_operator import resync
 from finetune_operator.apply import Applier
 from finetune_operator.errors import ApiError, DeafWatch
 from finetune_operator.kinds import FINE_TUNE_JOB, JOB, POD, WATCHED
-from finetune_operator.resync import DEAF_SECONDS, STARTING_SECONDS, Resync
+from finetune_operator.resync import DEAF_SECONDS, LEISURE_SECONDS, PAGE, REST, STARTING_SECONDS, Resync
 from finetune_operator.schedule import Key
 from finetune_operator.store import Store
 from operating import job
@@ -23,7 +23,7 @@ class Lists:
     def __init__(self, *names, faults=()):
         self.names, self.faults, self.asked = names, list(faults), []
 
-    async def pages(self, kind, namespace):
+    async def pages(self, kind, namespace, **query):
         self.asked.append(kind.name)
         if kind is FINE_TUNE_JOB:
             yield [stored(name) for name in self.names]
@@ -47,7 +47,7 @@ def store(clock):
 
 
 def reader(store, lists, clock, enqueue=lambda _key: None):
-    return Resync(store, lists, None, enqueue, clock)
+    return Resync(store, lists, None, enqueue, enqueue, clock)
 
 
 def test_what_is_not_listed_any_more_is_gone(store, clock):
@@ -79,7 +79,7 @@ def test_what_is_found_is_looked_at_before_all_is_read(store, clock):
     found = []
 
     class Slow(Lists):
-        async def pages(self, kind, namespace):
+        async def pages(self, kind, namespace, **query):
             if kind is WATCHED[-1]:
                 assert found == [Key("ns", "gone"), Key("ns", "there")]
             async for page in super().pages(kind, namespace):
@@ -89,6 +89,21 @@ def test_what_is_found_is_looked_at_before_all_is_read(store, clock):
     lists = Slow("there")
     asyncio.run(reader(store, lists, clock, lambda key: found.insert(0, key)).step())
     assert lists.asked[-1] == WATCHED[-1].name
+
+
+def test_what_is_deleted_while_a_list_is_read_does_not_come_back(store, clock):
+    class Long(Lists):
+        async def pages(self, kind, namespace, **query):
+            async for page in super().pages(kind, namespace):
+                yield page[:1]
+                store.lose(FINE_TUNE_JOB, stored("two"))
+                one.note_deleted("two")
+                yield page[1:]
+
+    one = reader(store, Long("one", "two"), clock)
+    store.see(FINE_TUNE_JOB, stored("two"))
+    asyncio.run(one.step())
+    assert list(store.jobs) == [Key("ns", "one")]
 
 
 TOLD = {
@@ -113,6 +128,33 @@ def test_a_watch_that_tells_nothing_of_what_happens_is_deaf(store, clock, told, 
 
     with pytest.raises(DeafWatch, match="finetunejobs") if deaf else nullcontext():
         asyncio.run(read())
+
+
+@pytest.mark.parametrize(("seconds", "rest"), [(1, REST), (LEISURE_SECONDS, 0)])
+def test_later_it_is_read_at_leisure(store, clock, monkeypatch, seconds, rest):
+    """And who will be looked at anyway is not looked at for that."""
+    slept, asked, forgotten = [], [], []
+
+    class Slow:
+        async def pages(self, kind, namespace, **query):
+            asked.append(query)
+            clock.seconds += seconds
+            yield [stored("one")] if kind is FINE_TUNE_JOB else []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    async def read():
+        monkeypatch.setattr(resync.asyncio, "sleep", sleep)
+        one = Resync(store, Slow(), None, lambda _key: None, forgotten.append, clock)
+        for _ in range(2):
+            await one.step()
+
+    asyncio.run(read())
+    count = len(WATCHED)
+    assert slept == [0] * count + [seconds * rest] * count
+    assert asked == [{}] * count + [{"limit": str(PAGE)}] * count
+    assert forgotten == [Key("ns", "one")] * 2
 
 
 def test_a_watch_of_which_nothing_happens_is_not_deaf(store, clock):

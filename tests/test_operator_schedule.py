@@ -153,6 +153,21 @@ def test_a_key_comes_back_when_its_time_has_come():
     asyncio.run(scenario())
 
 
+def test_who_will_be_looked_at_anyway_is_not_forgotten():
+    async def scenario():
+        queue = KeyedQueue()
+        for key, again in ((A, 60.0), (B, None)):
+            queue.add(key)
+            await queue.get()
+            queue.done(key, again)
+        for key in (A, B):
+            queue.add_forgotten(key)
+        return queue.depth, await queue.get()
+
+    depth, (key, _) = asyncio.run(scenario())
+    assert (depth, key) == (1, B)
+
+
 def test_stuck_is_who_has_work_and_does_not_move():
     async def scenario():
         clock = Clock()

@@ -43,6 +43,11 @@ class KeyedQueue:
         elif self._schedule.add(key, now):
             self._available.release()
 
+    def add_forgotten(self, key: Key) -> None:
+        """Have it looked at, unless it will be anyway."""
+        if not self._schedule.is_due_later(key):
+            self.add(key)
+
     async def get(self) -> tuple[Key, float]:
         """The next key, and the seconds that it has waited."""
         await self._available.acquire()

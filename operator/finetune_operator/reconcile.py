@@ -40,6 +40,8 @@ LOOKS_A_SECOND = 50.0
 TURN_SECONDS = 20.0
 """Who has waited so long for its turn is told so."""
 TURNS_TOLD_A_SECOND = 5.0
+WAITS_SECONDS = 600.0
+"""It is looked at again so late: when its turn comes that is told."""
 NOT_ITS_TURN = "it is not its turn: where tenants share the cluster, the jobs of each start one after the other"
 
 
@@ -134,7 +136,7 @@ class Reconciler:
             memory.tell_turn_at = now + TURN_SECONDS + self.turns.reserve_seconds()
         if now < memory.tell_turn_at:
             return Plan(look_again_seconds=memory.tell_turn_at - now)
-        return replace(plan(replace(observed, obstacle=NOT_ITS_TURN)), look_again_seconds=None)
+        return replace(plan(replace(observed, obstacle=NOT_ITS_TURN)), look_again_seconds=WAITS_SECONDS)
 
     async def _write(self, key: Key, record: JobRecord, observation: Observation, made: Plan, memory: Memory) -> None:
         """The status, if it tells something new that cannot wait; then the events."""

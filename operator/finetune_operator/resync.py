@@ -27,8 +27,11 @@ AFTER_RELIST_SECONDS = 3.0
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 10.0
 """Before a kind that could not be read is tried again: one request a replica, and all jobs wait for it at the start."""
-TOGETHER, TOGETHER_SECONDS = 20, 0.2
-"""So many are looked at together, so far apart, once all has been read again: nothing is known to have happened."""
+PAGE, REST = 100, 4.0
+"""Once everything has been read, it is read again in smaller pages, each followed by a rest so many times as long as it
+took: on a cluster with 10,000 pods the API server is busy with them for seconds, and nobody waits for this."""
+LEISURE_SECONDS = 120.0
+"""So long there are rests while a kind is read: where a list goes on is forgotten after five minutes."""
 DEAF_SECONDS = 180.0
 """Two lists so far apart have news, and a watch has told of nothing meanwhile: longer than one that was cut, or is
 silent, is given to begin anew."""
@@ -44,10 +47,21 @@ class Resync:
         api: Api,
         namespaces: tuple[str, ...] | None,
         enqueue: Callable[[Key], None],
+        enqueue_forgotten: Callable[[Key], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read these namespaces (None: all of them) into the store; ``enqueue`` gets the jobs that may be affected."""
-        self._store, self._api, self._enqueue = store, api, enqueue
+        """Read into the store.
+
+        Args:
+            store: What is known.
+            api: Is asked.
+            namespaces: Are read; None for all of them.
+            enqueue: Gets the jobs that may be affected by what is found.
+            enqueue_forgotten: Gets all others, which are to be looked at unless a time for that is set.
+            clock: Seconds.
+        """
+        self._store, self._api = store, api
+        self._enqueue, self._enqueue_forgotten = enqueue, enqueue_forgotten
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
         self._wanted = asyncio.Event()
         self._clock, self._synced_at = clock, 0.0
@@ -55,6 +69,8 @@ class Resync:
         """Watches (kind and namespace) that have told of changes, and so are beyond their list."""
         self._untold: dict[tuple[str, str | None], float] = {}
         """Since when lists have news of a watch's objects and it tells of none, by kind and watched namespace."""
+        self._deleted: set[str] = set()
+        """Uids of what was deleted since a list was begun: its later pages may have them yet."""
         self.synced = asyncio.Event()
         """Set once everything has been read for the first time."""
 
@@ -71,6 +87,10 @@ class Resync:
             self._going.discard(watch)
             self._wanted.set()
 
+    def note_deleted(self, uid: str) -> None:
+        """A watch tells that an object is gone."""
+        self._deleted.add(uid)
+
     async def run(self) -> None:
         """Read everything again and again, until cancelled.
 
@@ -83,18 +103,15 @@ class Resync:
             await self._pause(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
     async def step(self) -> None:
-        """Read everything once, and have every job and experiment looked at."""
+        """Read everything once, and have every job and experiment looked at that would not be anyway."""
         self._wanted.clear()
         for kind in WATCHED:
             await self._read_patiently(kind)
         self._store.purge()
-        is_first = not self.synced.is_set()
         self._synced_at = self._synced_at or self._clock()
         self.synced.set()
-        for number, key in enumerate(self._store.everything(), start=1):
-            self._enqueue(key)
-            if not is_first and number % TOGETHER == 0:
-                await asyncio.sleep(TOGETHER_SECONDS)
+        for key in self._store.everything():
+            self._enqueue_forgotten(key)
 
     async def _read_patiently(self, kind: Kind) -> None:
         """Read one kind, again and again until it can be read; the kinds before it are not read again for that."""
@@ -111,6 +128,7 @@ class Resync:
 
     async def _read(self, kind: Kind) -> None:
         """Read one kind."""
+        self._deleted.clear()
         before = dict(self._store.known(kind))
         found = await self._list(kind)
         for uid, key in before.items():
@@ -120,13 +138,18 @@ class Resync:
 
     async def _list(self, kind: Kind) -> set[str]:
         found: set[str] = set()
+        leisure_until = self._clock() + LEISURE_SECONDS
+        rest, query = (REST, {"limit": str(PAGE)}) if self.synced.is_set() else (0.0, {})
         for namespace in self._namespaces if kind.namespaced else (None,):
-            has_news = False
-            async for page in self._api.pages(kind, namespace):
+            has_news, began = False, self._clock()
+            async for page in self._api.pages(kind, namespace, **query):
                 for raw in page:
-                    has_news |= self._take(kind, raw)
-                    found.add(raw["metadata"]["uid"])
-                await asyncio.sleep(0)
+                    uid = raw["metadata"]["uid"]
+                    has_news |= uid not in self._deleted and self._take(kind, raw)
+                    found.add(uid)
+                now = self._clock()
+                await asyncio.sleep(rest * (now - began) if now < leisure_until else 0)
+                began = self._clock()
             self._listen(kind, namespace, has_news=has_news)
         return found
 

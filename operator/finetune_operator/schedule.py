@@ -50,6 +50,10 @@ class Schedule:
             self._due[key] = due
             heapq.heappush(self._heap, (due, key))
 
+    def is_due_later(self, key: Key) -> bool:
+        """Whether a time is set for it."""
+        return key in self._due
+
     def ripe(self, now: float) -> Iterator[Key]:
         """Keys whose time has come; each is to be added."""
         while self._heap and self._heap[0][0] <= now:

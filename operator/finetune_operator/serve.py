@@ -86,7 +86,11 @@ class Replica:
 
     def sink(self, kind: Kind, event: str | None, raw: Raw) -> None:
         """Take an event of a watch."""
-        keys = self.store.lose(kind, raw) if event == "DELETED" else self.store.see(kind, raw)
+        if event == "DELETED":
+            self.resync.note_deleted(raw["metadata"]["uid"])
+            keys = self.store.lose(kind, raw)
+        else:
+            keys = self.store.see(kind, raw)
         self.resync.note_event(kind, raw["metadata"].get("namespace"), listed=event is None)
         for key in keys:
             self.queue.add(key)
@@ -177,7 +181,7 @@ def assemble(
             store, ExperimentApplier(store, api, queue.add), events, writes, utc_now
         ),
     }
-    resync = Resync(store, api, settings.namespaces, queue.add)
+    resync = Resync(store, api, settings.namespaces, queue.add, queue.add_forgotten)
     metrics.watch_phases("jobs", "FineTuneJobs by phase.", lambda: dict(store.phases))
     metrics.watch_phases("experiments", "FineTuneExperiments by phase.", lambda: dict(store.experiments.phases))
     metrics.watch("queue_depth", "Jobs that are due and wait to be looked at.", lambda: queue.depth)
