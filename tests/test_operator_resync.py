@@ -10,7 +10,15 @@ from finetune_operator import resync
 from finetune_operator.apply import Applier
 from finetune_operator.errors import ApiError, DeafWatch
 from finetune_operator.kinds import FINE_TUNE_JOB, JOB, POD, WATCHED
-from finetune_operator.resync import DEAF_SECONDS, LEISURE_SECONDS, PAGE, REST, STARTING_SECONDS, Resync
+from finetune_operator.resync import (
+    DEAF_SECONDS,
+    LEISURE_SECONDS,
+    LONGEST_REST_SECONDS,
+    PAGE,
+    REST,
+    STARTING_SECONDS,
+    Resync,
+)
 from finetune_operator.schedule import Key
 from finetune_operator.store import Store
 from operating import job
@@ -130,7 +138,7 @@ def test_a_watch_that_tells_nothing_of_what_happens_is_deaf(store, clock, told, 
         asyncio.run(read())
 
 
-@pytest.mark.parametrize(("seconds", "rest"), [(1, REST), (LEISURE_SECONDS, 0)])
+@pytest.mark.parametrize(("seconds", "rest"), [(0.1, 0.1 * REST), (60, LONGEST_REST_SECONDS), (LEISURE_SECONDS, 0)])
 def test_later_it_is_read_at_leisure(store, clock, monkeypatch, seconds, rest):
     """And who will be looked at anyway is not looked at for that."""
     slept, asked, forgotten = [], [], []
@@ -152,7 +160,7 @@ def test_later_it_is_read_at_leisure(store, clock, monkeypatch, seconds, rest):
 
     asyncio.run(read())
     count = len(WATCHED)
-    assert slept == [0] * count + [seconds * rest] * count
+    assert slept == [0] * count + [pytest.approx(rest)] * count
     assert asked == [{}] * count + [{"limit": str(PAGE)}] * count
     assert forgotten == [Key("ns", "one")] * 2
 

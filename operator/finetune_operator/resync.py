@@ -30,6 +30,8 @@ MAX_BACKOFF_SECONDS = 10.0
 PAGE, REST = 100, 4.0
 """Once everything has been read, it is read again in smaller pages, each followed by a rest so many times as long as it
 took: on a cluster with 10,000 pods the API server is busy with them for seconds, and nobody waits for this."""
+LONGEST_REST_SECONDS = 0.5
+"""A page that took long because the API server was away tells nothing of how busy it is."""
 LEISURE_SECONDS = 120.0
 """So long there are rests while a kind is read: where a list goes on is forgotten after five minutes."""
 DEAF_SECONDS = 180.0
@@ -148,7 +150,7 @@ class Resync:
                     has_news |= uid not in self._deleted and self._take(kind, raw)
                     found.add(uid)
                 now = self._clock()
-                await asyncio.sleep(rest * (now - began) if now < leisure_until else 0)
+                await asyncio.sleep(min(rest * (now - began), LONGEST_REST_SECONDS) if now < leisure_until else 0)
                 began = self._clock()
             self._listen(kind, namespace, has_news=has_news)
         return found
