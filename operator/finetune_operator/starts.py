@@ -19,7 +19,7 @@ CROWD = 64
 """So many under way, of all namespaces, are a burst."""
 FLOOD = 16
 """So many that wait, of one namespace, are a flood."""
-REST, REST_IN_FLOOD = 1.0, 8.0
+REST, REST_IN_FLOOD = 1.0, 16.0
 """Of a namespace that is not alone, after each start: so many times as long as it took."""
 CALM_SECONDS = 20.0
 """A burst is over so long after there were last so many: their pods have yet to run."""
