@@ -34,7 +34,7 @@ from scale_cluster import (
 )
 
 SPACING_SECONDS = 0.5
-ROUNDS = 4
+ROUNDS = 10
 """So many jobs of each quiet tenant alone: of few, the 99th percentile would be the slowest."""
 QUIET_SECONDS = 15.0
 """From the jobs made alone to the flood."""

@@ -9,6 +9,8 @@ from finetune_operator.starts import (
     CALM_SECONDS,
     CROWD,
     FLOOD,
+    GIVE_WAY_SECONDS,
+    GIVE_WAY_TIMES,
     LATE_LOOKS,
     PATIENCE_SECONDS,
     REST,
@@ -93,8 +95,24 @@ def test_a_tenant_rests_the_longer_the_longer_its_last_start_took(starts, told, 
     clock.wait(2 * rest - 0.1)
     assert told == []
     assert not starts.admit(Key("loud", "new"))
-    assert starts.admit(Key("quiet", "one"))
     clock.wait(0.1)
+    assert told == [second]
+
+
+@pytest.mark.parametrize(("waiting", "times"), [(FLOOD, 0), (FLOOD + 1, 3), (FLOOD + 1, GIVE_WAY_TIMES)])
+def test_who_floods_gives_way_to_others_but_not_for_ever(starts, told, clock, waiting, times):
+    first, second, *others = keys(waiting + 1)
+    for key in (first, second, *others):
+        starts.admit(key)
+    starts.settle(first)  # at once: no rest
+    other = Key("quiet", "one")
+    starts.admit(other)
+    for _ in range(times):
+        clock.wait(GIVE_WAY_SECONDS)
+        assert told == []
+    if times < GIVE_WAY_TIMES:
+        starts.settle(other)
+    clock.wait(GIVE_WAY_SECONDS)
     assert told == [second]
 
 
@@ -148,7 +166,7 @@ def test_nobody_is_forgotten(steps):
     clock, told, asked, admitted = Timers(), [], set(), set()
     starts = Starts(told.append, lambda _namespace: True, clock.call_later, clock)
     for step, number in steps:
-        key = Key("loud", str(number))
+        key = Key("loud" if number % 3 else "other", str(number))
         if step == "admit":
             asked.add(key)
             if starts.admit(key):

@@ -17,10 +17,12 @@ from finetune_operator.schedule import Key
 
 CROWD = 64
 """So many under way, of all namespaces, are a burst."""
-FLOOD = 16
+FLOOD = 4
 """So many that wait, of one namespace, are a flood."""
 REST, REST_IN_FLOOD = 1.0, 16.0
 """Of a namespace that is not alone, after each start: so many times as long as it took."""
+GIVE_WAY_SECONDS, GIVE_WAY_TIMES = 0.05, 20
+"""Who floods then lets others that are under way end first: it asks so often whether they have."""
 CALM_SECONDS = 20.0
 """A burst is over so long after there were last so many: their pods have yet to run."""
 PATIENCE_SECONDS = 5.0
@@ -83,7 +85,7 @@ class Starts:
             self._resting.add(key.namespace)
             floods = len(self._waiting.get(key.namespace, ())) > FLOOD
             rest = (REST_IN_FLOOD if floods else REST) * (self._clock() - since)
-            self._call_later(rest, partial(self._hand_on, key.namespace))
+            self._call_later(rest, partial(self._end_rest, key.namespace, GIVE_WAY_TIMES if floods else 0))
         else:
             self._hand_on(key.namespace)
 
@@ -96,6 +98,13 @@ class Starts:
             self._hand_on(key.namespace)
         for key in late[:LATE_LOOKS]:
             self._enqueue(key)
+
+    def _end_rest(self, namespace: str, times: int) -> None:
+        """It may go on, but gives way so many times: a start beside another one slows both."""
+        if times and self._under_way:
+            self._call_later(GIVE_WAY_SECONDS, partial(self._end_rest, namespace, times - 1))
+        else:
+            self._hand_on(namespace)
 
     def _end(self, key: Key) -> float | None:
         """Since when it was under way."""
