@@ -206,6 +206,7 @@ class Outside:
 VOLUMES = "/api/v1/persistentvolumes"
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
 CHILDREN = "/apis/batch/v1/namespaces/{namespace}/jobs"
+CLAIMS = "/api/v1/namespaces/{namespace}/persistentvolumeclaims"
 
 
 def volume() -> dict[str, Any]:
@@ -219,6 +220,18 @@ def volume() -> dict[str, Any]:
             "storageClassName": _CLASS,
             "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
             "hostPath": {"path": "/nowhere"},
+        },
+    }
+
+
+def claim(name: str) -> dict[str, Any]:
+    """What is bound to such a volume."""
+    return {
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": _CLASS,
+            "resources": {"requests": {"storage": "1Gi"}},
         },
     }
 

@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api import Cause
 from operating import message, until
-from surviving import CHILDREN, JOBS, SIZED, Outside, PodWitness, Replica, normalised
+from surviving import CHILDREN, CLAIMS, JOBS, SIZED, Outside, PodWitness, Replica, normalised
 
 CONVERGED_SECONDS = 30.0
 TAKEOVER_SECONDS = 20.0
@@ -25,7 +25,7 @@ KINDS = {
     "FineTuneJob": JOBS,
     "Job": CHILDREN,
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
-    "PersistentVolumeClaim": "/api/v1/namespaces/{namespace}/persistentvolumeclaims",
+    "PersistentVolumeClaim": CLAIMS,
     "Service": "/api/v1/namespaces/{namespace}/services",
 }
 

@@ -16,14 +16,13 @@ from cluster.running import Shape
 from finetune_api import Cause
 from finetune_operator.names import MANAGER
 from operating import message, until
-from surviving import CHILDREN, JOBS, SIZED, Outside, Replica
+from surviving import CHILDREN, CLAIMS, JOBS, SIZED, Outside, Replica, claim
 
 LONG = {"attempt": 1, "workers": 2}
 BACK_SECONDS = 60.0
 """Until everything is told after an outage."""
 KUBERNETES_BACK_SECONDS = 180.0
-"""Until Kubernetes' own controllers go on: after 60 s without their API server it was once 84 s."""
-CLAIMS = "/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+"""Until Kubernetes' own controllers go on: after 60 s without their API server it was once 97 s."""
 RETRY_SECONDS = 1
 """What Retry-After tells."""
 
@@ -117,22 +116,15 @@ def answers(outside):
 
 def until_kubernetes_goes_on(outside):
     """A Job that is not ours runs on a volume: Kubernetes looks for its API server once a minute or so."""
-    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-    claim["storageClassName"] = SIZED["spec"]["volume"]["storageClassName"]
-    outside.ask("POST", CLAIMS, {"metadata": {"name": "bare"}, "spec": claim})
-    outside.ask("POST", CHILDREN, {"metadata": {"name": "bare"}, "spec": {"template": bare_pod("bare")}})
-
-    def runs():
-        pods = outside.items("/api/v1/namespaces/{namespace}/pods?labelSelector=batch.kubernetes.io%2Fjob-name%3Dbare")
-        return [pod for pod in pods if pod["status"].get("phase") == "Running"]
-
-    until(runs, KUBERNETES_BACK_SECONDS, "a bare Job's pod")
-
-
-def bare_pod(claim):
-    volume = {"name": "volume", "persistentVolumeClaim": {"claimName": claim}}
-    container = {"name": "main", "image": "main"}
-    return {"spec": {"restartPolicy": "Never", "containers": [container], "volumes": [volume]}}
+    volume = {"name": "volume", "persistentVolumeClaim": {"claimName": "bare"}}
+    pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "main"}], "volumes": [volume]}
+    outside.ask("POST", CLAIMS, claim("bare"))
+    outside.ask("POST", CHILDREN, {"metadata": {"name": "bare"}, "spec": {"template": {"spec": pod}}})
+    until(
+        lambda: outside.ask("GET", f"{CHILDREN}/bare").get("status", {}).get("ready"),
+        KUBERNETES_BACK_SECONDS,
+        "a bare Job's pod",
+    )
 
 
 OUTAGES = [

@@ -176,7 +176,7 @@ def test_nobody_is_forgotten(steps):
         else:
             clock.wait(1)
             starts.settle_overdue()
-    for _ in range(41):
+    for _ in range(41 + int(REST_IN_FLOOD) + GIVE_WAY_TIMES):  # one each, after what a rest may take
         clock.wait(PATIENCE_SECONDS)
         starts.settle_overdue()
     assert asked == admitted | set(told)
