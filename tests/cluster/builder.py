@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.cache import CHECKOUT, cache_folder, locked, run_logged
+from cluster.debian import install_missing
 from cluster.errors import BuildError
 
 SUITE = "bookworm"
@@ -33,7 +34,7 @@ def project_image(target: str, checkout: Path = CHECKOUT) -> str:
     """The name of the image that the Dockerfile's ``target`` gives; built unless one of the same content is there."""
     name = f"cluster.test/finetune-{target}:{content_digest(checkout)}"
     with locked(home() / ".images.lock"):
-        _have_tools()
+        install_missing(TOOLS)
         if not _is_there(name):
             if not _is_there(BASE_IMAGE):
                 _build_base()
@@ -70,15 +71,6 @@ def sources(checkout: Path) -> Iterator[Path]:
         found = checkout / name
         files = sorted(found.rglob("*")) if found.is_dir() else [found]
         yield from (path for path in files if path.is_file() and "__pycache__" not in path.parts)
-
-
-def _have_tools() -> None:
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    if missing:
-        print(f"installing {' '.join(missing)}", flush=True)
-        run_logged(["apt-get", "update"], home() / "tools.log", what="apt-get update")
-        command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-        run_logged(command, home() / "tools.log", what="installing what builds images")
 
 
 def _buildah(*arguments: str | Path) -> list[str]:

@@ -1,14 +1,27 @@
-"""Debian's packages without installing them: unpacked into a cache, so that no service of theirs ever starts."""
+"""Debian's packages: what has a service is unpacked into a cache, so that it never starts; tools are installed."""
 
+import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
-from cluster.cache import build_once, run_logged
+from cluster.cache import build_once, cache_folder, locked, run_logged
 
 
 def unpacked(package: str, cache: Path) -> Path:
     """The folder that holds ``package``'s files; downloaded and unpacked at first use."""
     return build_once(cache / package, lambda folder: _unpack(package, folder))
+
+
+def install_missing(tools: Iterable[str]) -> None:
+    """Install those of ``tools`` that this machine lacks; each is in the package of its name."""
+    log = cache_folder() / "tools.log"
+    with locked(log.with_suffix(".lock")):
+        if missing := [tool for tool in tools if not shutil.which(tool)]:
+            print(f"installing {' '.join(missing)}", flush=True)
+            run_logged(["apt-get", "update"], log, what="apt-get update")
+            command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+            run_logged(command, log, what=f"installing {' '.join(missing)}")
 
 
 def _unpack(package: str, folder: Path) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 from cluster import node_settings as settings
 from cluster.cache import cache_folder
 from cluster.client import Cluster
-from cluster.debian import unpacked
+from cluster.debian import install_missing, unpacked
 from cluster.errors import ClusterError
 from cluster.images import import_image, pause_image
 from cluster.programs import program
 
 PROGRAMS = ("kubelet", "kube-proxy", "coredns")
+TOOLS = ("iptables",)
+"""Without it kube-proxy runs and routes nothing."""
 NAME = "node-0"
 CONTAINERD, KUBELET, PROXY, DNS = "containerd", "kubelet", "kube-proxy", "coredns"
 LINK = "cluster"
@@ -97,6 +99,7 @@ def start(cluster: Cluster) -> None:
     """Start the node's processes and wait until it takes pods."""
     home = cluster.folder / "node"
     debian = cache_folder() / "debian"
+    install_missing(TOOLS)
     tools = {name: unpacked(name, debian) for name in ("containerd", "runc", "containernetworking-plugins")}
     settings.write_all(cluster.plane, home, tools, NAME, pod_network(cluster.plane.address))
     _make_cgroups(cluster.folder)
