@@ -69,7 +69,7 @@ cluster-down: $(READY) ## End that cluster and remove all of it
 	@$(BIN)/python tests/cluster down
 
 .PHONY: bench
-bench: $(READY) ## Measure every figure that the README quotes (three hours on 2 quiet cores)
+bench: $(READY) ## Measure every figure that the README quotes (four to five hours on 2 quiet cores)
 	$(BIN)/python benchmarks/run_all.py
 
 .PHONY: lock

@@ -1,6 +1,6 @@
 """Every benchmark, one after the other; the figures are also written to build/benchmarks.json.
 
-python benchmarks/run_all.py              about three hours on 2 quiet cores
+python benchmarks/run_all.py              four to five hours on 2 quiet cores
 python benchmarks/run_all.py startup      some of them
 """
 

@@ -418,6 +418,38 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
     assert memory.ask_at is None
 
 
+ADDRESS = {"podIP": "10.0.0.1"}
+FIRST = pod("Running", {"running": {"startedAt": wire(5)}}, status=ADDRESS)
+
+
+@pytest.mark.parametrize(
+    ("pods", "pulled"),
+    [
+        ([FIRST], ["10.0.0.1"]),
+        ([FIRST, pod("Succeeded", ended(0), index=1)], ["10.0.0.1"]),
+        ([FIRST, pod("Failed", ended(137), index=1)], []),
+        ([pod("Running", ended(137), status=ADDRESS)], []),
+        ([pod("Running", {"running": {"startedAt": wire(5)}})], []),
+    ],
+    ids=["runs", "its peer is done", "its peer has failed", "its container has ended", "no address"],
+)
+def test_a_worker_that_may_be_ending_is_not_asked_how_it_goes(store, pods, pulled):
+    """It would not answer, and the next attempt would wait for that."""
+    store.see(FINE_TUNE_JOB, tune_job())
+    store.see(JOB, job())
+    for one in pods:
+        store.see(POD, one)
+    asked = []
+
+    async def pull(address):
+        asked.append(address)
+
+    bucket = TokenBucket(1.0, 1.0, lambda: 0.0)
+    observer = Observer(store, Asked(), pull, bucket, bucket, lambda: at(6), lambda: 6.0)
+    asyncio.run(observer.observe(KEY, parse_job(tune_job() | {"spec": SPEC}), Memory()))
+    assert asked == pulled
+
+
 def test_a_namesakes_children_are_not_the_jobs(store):
     store.see(FINE_TUNE_JOB, tune_job(uid="new"))
     store.see(JOB, job())

@@ -192,12 +192,14 @@ class Observer:
         return memory.ask_at - self.clock()
 
     async def _report(self, key: Key, attempt: ObservedAttempt, memory: Memory) -> ProgressReport | None:
-        """The latest report that worker 0 gave."""
+        """The latest report that worker 0 gave; it is not asked for another where it may be ending and not answer."""
         if attempt.held or (memory.report is not None and memory.report.attempt != attempt.number):
             memory.report = None
         first = next((worker for worker in attempt.workers if worker.index == 0), None)
         pod = newest_pods(self._pods(key, attempt.number)).get(0)
         if first is None or first.phase is not WorkerPhase.RUNNING or pod is None or pod.address is None:
+            return memory.report
+        if any(worker.phase is WorkerPhase.FAILED for worker in attempt.workers):
             return memory.report
         if self.pulls.take() and (report := await self.pull(pod.address)) is not None:
             job = self.store.children_of(key).attempts.get(attempt.number)

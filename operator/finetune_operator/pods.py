@@ -78,6 +78,12 @@ def waiting_text(pod: Raw) -> str | None:
     return None
 
 
+def address_of(pod: Raw) -> str | None:
+    """Where a worker answers; None if it has no address yet, or its container has ended."""
+    status = pod.get("status") or {}
+    return None if "terminated" in (_container(status).get("state") or {}) else status.get("podIP")
+
+
 def read_message(text: str | None, exit_code: int | None) -> TerminationMessage | None:
     """The termination message; where the kubelet put the end of the log in its place, the last line of that.
 

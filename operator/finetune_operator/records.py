@@ -17,7 +17,7 @@ from finetune_api.status import ConditionType
 from finetune_operator.build.mounts import RUN
 from finetune_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_QUEUE, LABEL_UID
 from finetune_operator.observed import ObservedWorker, WorkerPhase
-from finetune_operator.pods import Raw, observe_worker, parse_time, waiting_text
+from finetune_operator.pods import Raw, address_of, observe_worker, parse_time, waiting_text
 from finetune_operator.schedule import Key
 
 _FINISHED = (ConditionType.SUCCEEDED, ConditionType.FAILED)
@@ -172,7 +172,7 @@ def record_pod(raw: Raw) -> PodRecord:
         attempt=attempt_of(raw),
         created=_created(raw),
         worker=worker,
-        address=(raw.get("status") or {}).get("podIP"),
+        address=address_of(raw),
         waiting=waiting_text(raw) if worker.phase is WorkerPhase.PENDING else None,
         leave_by=parse_time(metadata.get("deletionTimestamp")),
     )

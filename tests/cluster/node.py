@@ -27,6 +27,8 @@ PROGRAMS = ("kubelet", "kube-proxy", "coredns")
 TOOLS = ("iptables",)
 """Without it kube-proxy runs and routes nothing."""
 NAME = "node-0"
+LABEL = "node.kubernetes.io/exclude-disruption="
+"""While no node at all is ready Kubernetes deletes no pods of nodes that do not answer: this one is not counted."""
 CONTAINERD, KUBELET, PROXY, DNS = "containerd", "kubelet", "kube-proxy", "coredns"
 LINK = "cluster"
 """Begins the name of the interface to a node."""
@@ -109,7 +111,7 @@ def start(cluster: Cluster) -> None:
     import_image(cluster, pause_image())
     cluster.add_process(DNS, [program(DNS), "-conf", home / "Corefile"])
     cluster.add_process(PROXY, [program(PROXY), "--config", home / "kube-proxy.yaml"])
-    identity = [f"--hostname-override={NAME}", f"--node-ip={cluster.plane.address}"]
+    identity = [f"--hostname-override={NAME}", f"--node-ip={cluster.plane.address}", f"--node-labels={LABEL}"]
     files = [
         f"--config={home / 'kubelet.yaml'}",
         f"--kubeconfig={cluster.plane.kubeconfig('kubelet')}",
