@@ -36,7 +36,7 @@ class Recovery:
     saved: int
     """The step of the newest checkpoint when the first attempt had ended."""
     seconds: float
-    """From the hurt to the first step that the second attempt trained."""
+    """From the hurt, once it is done (memory has run out), to the first step that the second attempt trained."""
     floor: float
     """Of these, from the start of its containers: imports, loading, meeting."""
 
@@ -124,8 +124,8 @@ def test_a_run_goes_on_as_if_nothing_had_been(site: Site, undisturbed, what, rec
 
 def recovered(site: Site, run: Run, hurt) -> Recovery:
     """Hurt a run, and follow it to its end; no worker of its second attempt starts beside one of its first."""
-    began = time.time()
     hurt()
+    began = time.time()
     second = run.until(lambda: run.pods(2), "pods of the second attempt", 200)
     saved = run.saved_step()
     assert alive(run.pods(1)) == [], "the second attempt waits until nothing of the first is alive"
