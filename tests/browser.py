@@ -19,7 +19,8 @@ from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.support.wait import WebDriverWait
 
-from cluster.cache import CHECKOUT, cache_folder, locked, run_logged
+from cluster.cache import CHECKOUT
+from cluster.debian import have
 
 SCREENSHOTS = CHECKOUT / "build" / "screenshots"
 PROGRAMS = ("chromium", "chromedriver")
@@ -163,12 +164,7 @@ def chromium(folder: Path, name: str, *switches: str) -> Iterator[Browser]:
 
 
 def _programs() -> list[str]:
-    with locked(cache_folder() / ".browser.lock"):
-        if not all(map(shutil.which, PROGRAMS)):
-            log = cache_folder() / "logs" / "browser.log"
-            run_logged(["apt-get", "update"], log, what="apt-get update")
-            command = ["apt-get", "install", "--yes", "--no-install-recommends", *PACKAGES]
-            run_logged(command, log, what="installing Debian's Chromium")
+    have(PROGRAMS, PACKAGES)
     return [shutil.which(name) or name for name in PROGRAMS]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.cache import CHECKOUT, cache_folder, locked, run_logged
-from cluster.debian import install_missing
+from cluster.debian import have
 from cluster.errors import BuildError
 
 SUITE = "bookworm"
@@ -34,7 +34,7 @@ def project_image(target: str, checkout: Path = CHECKOUT) -> str:
     """The name of the image that the Dockerfile's ``target`` gives; built unless one of the same content is there."""
     name = f"cluster.test/finetune-{target}:{content_digest(checkout)}"
     with locked(home() / ".images.lock"):
-        install_missing(TOOLS)
+        have(TOOLS)
         if not _is_there(name):
             if not _is_there(BASE_IMAGE):
                 _build_base()

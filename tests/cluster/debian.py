@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.cache import build_once, cache_folder, locked, run_logged
@@ -13,15 +13,15 @@ def unpacked(package: str, cache: Path) -> Path:
     return build_once(cache / package, lambda folder: _unpack(package, folder))
 
 
-def install_missing(tools: Iterable[str]) -> None:
-    """Install those of ``tools`` that this machine lacks; each is in the package of its name."""
-    log = cache_folder() / "tools.log"
-    with locked(log.with_suffix(".lock")):
-        if missing := [tool for tool in tools if not shutil.which(tool)]:
-            print(f"installing {' '.join(missing)}", flush=True)
+def have(programs: Sequence[str], packages: Sequence[str] = ()) -> None:
+    """Install ``packages`` (those of the programs' names, unless said) where this machine lacks one of ``programs``."""
+    log = cache_folder() / "logs" / "tools.log"
+    with locked(cache_folder() / ".tools.lock"):
+        if not all(map(shutil.which, programs)):
+            wanted = packages or programs
             run_logged(["apt-get", "update"], log, what="apt-get update")
-            command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-            run_logged(command, log, what=f"installing {' '.join(missing)}")
+            command = ["apt-get", "install", "--yes", "--no-install-recommends", *wanted]
+            run_logged(command, log, what=f"installing {', '.join(wanted)}")
 
 
 def _unpack(package: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from cluster import node_settings as settings
 from cluster.cache import cache_folder
 from cluster.client import Cluster
-from cluster.debian import install_missing, unpacked
+from cluster.debian import have, unpacked
 from cluster.errors import ClusterError
 from cluster.images import import_image, pause_image
 from cluster.programs import program
@@ -101,7 +101,7 @@ def start(cluster: Cluster) -> None:
     """Start the node's processes and wait until it takes pods."""
     home = cluster.folder / "node"
     debian = cache_folder() / "debian"
-    install_missing(TOOLS)
+    have(TOOLS)
     tools = {name: unpacked(name, debian) for name in ("containerd", "runc", "containernetworking-plugins")}
     settings.write_all(cluster.plane, home, tools, NAME, pod_network(cluster.plane.address))
     _make_cgroups(cluster.folder)
