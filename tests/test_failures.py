@@ -296,8 +296,8 @@ def test_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(workers, 
     assert int(found[1]) - 1 == int(found[2]) == newest(tmp_path / "run") > 1
 
 
-def test_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(workers, tmp_path):
-    """Each step multiplies the weights by -99, until the infinite is subtracted from the infinite."""
+def test_weights_without_bound_end_the_run_and_keep_the_checkpoint(workers, tmp_path):
+    """Each step multiplies the weights by -99; on some CPUs the gradient is no longer a number before the loss."""
     wanted = tiny.job(
         tmp_path,
         "text-classification",
@@ -310,7 +310,7 @@ def test_loss_that_is_not_a_number_ends_the_run_and_keeps_the_checkpoint(workers
     worker = workers.start(wanted, tmp_path / "run")
     assert worker.wait() == ExitCode.DIVERGED, worker.log.read_text()
     found = re.match(
-        r"loss nan with gradient norm nan at step (\d+); the checkpoint of step (\d+) is intact\. Lower .*",
+        r"loss \S+ with gradient norm (?:nan|inf) at step (\d+); the checkpoint of step (\d+) is intact\. Lower .*",
         worker.message().message,
     )
     assert found, worker.message().message
