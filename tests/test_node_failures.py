@@ -133,15 +133,15 @@ def recovered(site: Site, run: Run, hurt) -> Recovery:
     assert all(seconds_of(end) <= seconds_of(pod["metadata"]["creationTimestamp"]) for end in ends for pod in second)
     run.until(lambda: saved < run.step() and is_training(run), "training again")
     trains = time.time()
-    started = [seconds_of(container["state"]["running"]["startedAt"]) for pod in run.pods(2)
-               for container in pod["status"]["containerStatuses"] if "running" in container["state"]]  # fmt: skip
+    started = max(psutil.Process(pids_of(site.cluster, pod)[0]).create_time() for pod in run.pods(2))
     status = run.until_finished()
-    return Recovery(status, saved, trains - began, trains - max(started, default=began))
+    return Recovery(status, saved, trains - began, trains - started)
 
 
 def alive(pods: list[dict[str, Any]]) -> list[str]:
-    """Names of the pods that run or will."""
-    return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
+    """Names of the pods of which a process runs or will."""
+    return [pod["metadata"]["name"] for pod in pods
+            if pod["status"]["phase"] not in ("Succeeded", "Failed") and not terminated(pod)]  # fmt: skip
 
 
 def is_training(run: Run) -> bool:
@@ -151,8 +151,7 @@ def is_training(run: Run) -> bool:
 
 
 def terminated(pod: dict[str, Any]) -> dict[str, Any] | None:
-    (container,) = pod["status"]["containerStatuses"]
-    return container["state"].get("terminated")
+    return next((one["state"].get("terminated") for one in pod["status"].get("containerStatuses", [])), None)
 
 
 def test_too_little_memory_ends_a_job_once_its_budget_is_used_up(site: Site):

@@ -44,12 +44,12 @@ def metadata(name, uid, version=1, **more):
     return {**created, "name": name, "uid": uid, "resourceVersion": str(version), **more}
 
 
-def pod(phase="Pending", state=None, index=0, uid=None, version=1, node="n1", status=(), **more):
+def pod(phase="Pending", state=None, index=0, uid=None, version=1, node="n1", status=(), beside=None, **more):
     annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
-    one = [{"name": "sidecar", "state": {"running": {}}}, {"name": "trainer", "state": state or {}}]
+    one = [{"name": "sidecar", "state": beside or {"running": {}}}, {"name": "trainer", "state": state or {}}]
     return {
         "metadata": metadata(f"demo-1-{index}-x", uid or f"pod-{index}", version, annotations=annotations, **more),
-        "spec": {"nodeName": node} if node else {},
+        "spec": {"containers": [{}, {}], **({"nodeName": node} if node else {})},
         "status": {"phase": phase, **({"containerStatuses": one} if state else {}), **dict(status)},
     }
 
@@ -84,8 +84,20 @@ WORKERS = {
         pod("Running", {"running": {"startedAt": wire(5)}}, index=3),
         ObservedWorker(3, WorkerPhase.RUNNING, at(5), node="n1"),
     ),
-    "its container has ended, the pod not yet": (
+    "its container has ended, another of its pod not yet": (
         pod("Running", ended(70)),
+        ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
+    ),
+    "its containers have ended, and its node has yet to tidy up": (
+        pod("Running", ended(70), beside=ended(0)),
+        failed(70),
+    ),
+    "done, and its node has yet to tidy up": (
+        pod("Running", ended(0), beside=ended(0)),
+        ObservedWorker(0, WorkerPhase.SUCCEEDED, at(5), at(9), 0, node="n1"),
+    ),
+    "its node has lost sight of it": (
+        pod("Running", ended(137, "ContainerStatusUnknown"), beside=ended(0)),
         ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
     ),
     "nobody knows": (pod("Unknown"), ObservedWorker(0, WorkerPhase.RUNNING, node="n1")),

@@ -45,10 +45,9 @@ _CONTAINER = ("CreateContainerConfigError", "CreateContainerError", "RunContaine
 def observe_worker(pod: Raw) -> ObservedWorker:
     """The worker that a pod is."""
     status = pod.get("status") or {}
-    phase = _PHASES.get(status.get("phase") or "Pending", WorkerPhase.RUNNING)
-    container = _container(status)
-    state = container.get("state") or {}
-    # A container that ended while its pod is still being put away does not end the worker: others of it may run.
+    phase = _phase(pod)
+    state = _container(status).get("state") or {}
+    # A container that has ended does not end the worker: others of its pod may run.
     ended = state.get("terminated") or {} if phase in (WorkerPhase.SUCCEEDED, WorkerPhase.FAILED) else {}
     code = _exit_code(ended)
     return ObservedWorker(
@@ -104,6 +103,20 @@ def read_message(text: str | None, exit_code: int | None) -> TerminationMessage 
 def parse_time(text: str | None) -> datetime | None:
     """A time of Kubernetes (RFC 3339, with a time zone); None if there is none."""
     return datetime.fromisoformat(text) if text else None
+
+
+def _phase(pod: Raw) -> WorkerPhase:
+    """The pod's phase, but ended as soon as its containers have: a second passes until their kubelet has tidied up.
+
+    Its pods are never restarted. What the kubelet has lost sight of (ContainerStatusUnknown) may run yet.
+    """
+    status = pod.get("status") or {}
+    phase = _PHASES.get(status.get("phase") or "Pending", WorkerPhase.RUNNING)
+    ends = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or []]
+    codes = [_exit_code(end) for end in ends]
+    if phase is not WorkerPhase.RUNNING or len(codes) != len(pod["spec"]["containers"]) or None in codes:
+        return phase
+    return WorkerPhase.FAILED if any(codes) else WorkerPhase.SUCCEEDED
 
 
 def _container(status: Raw) -> Raw:
