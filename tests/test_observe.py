@@ -44,12 +44,14 @@ def metadata(name, uid, version=1, **more):
     return {**created, "name": name, "uid": uid, "resourceVersion": str(version), **more}
 
 
-def pod(phase="Pending", state=None, index=0, uid=None, version=1, node="n1", status=(), beside=None, **more):
+def pod(
+    phase="Pending", state=None, index=0, *, uid=None, version=1, node="n1", status=(), beside=None, priority=0, **more
+):
     annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
     one = [{"name": "sidecar", "state": beside or {"running": {}}}, {"name": "trainer", "state": state or {}}]
     return {
         "metadata": metadata(f"demo-1-{index}-x", uid or f"pod-{index}", version, annotations=annotations, **more),
-        "spec": {"containers": [{}, {}], **({"nodeName": node} if node else {})},
+        "spec": {"containers": [{}, {}], "priority": priority, **({"nodeName": node} if node else {})},
         "status": {"phase": phase, **({"containerStatuses": one} if state else {}), **dict(status)},
     }
 
@@ -95,6 +97,10 @@ WORKERS = {
     "done, and its node has yet to tidy up": (
         pod("Running", ended(0), beside=ended(0)),
         ObservedWorker(0, WorkerPhase.SUCCEEDED, at(5), at(9), 0, node="n1"),
+    ),
+    "its containers have ended, and its place is not free to one that may push others away": (
+        pod("Running", ended(70), beside=ended(0), priority=1),
+        ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
     ),
     "its node has lost sight of it": (
         pod("Running", ended(137, "ContainerStatusUnknown"), beside=ended(0)),

@@ -108,13 +108,16 @@ def parse_time(text: str | None) -> datetime | None:
 def _phase(pod: Raw) -> WorkerPhase:
     """The pod's phase, but ended as soon as its containers have: a second passes until their kubelet has tidied up.
 
-    Its pods are never restarted. What the kubelet has lost sight of (ContainerStatusUnknown) may run yet.
+    They are never restarted; what the kubelet has lost sight of (ContainerStatusUnknown) may run yet. Until the pod has
+    ended its place is taken: the next one of a job with a priority would push others off their nodes, so that waits.
     """
-    status = pod.get("status") or {}
+    status, spec = pod.get("status") or {}, pod["spec"]
     phase = _PHASES.get(status.get("phase") or "Pending", WorkerPhase.RUNNING)
+    if phase is not WorkerPhase.RUNNING or (spec.get("priority") or 0) > 0:
+        return phase
     ends = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or []]
     codes = [_exit_code(end) for end in ends]
-    if phase is not WorkerPhase.RUNNING or len(codes) != len(pod["spec"]["containers"]) or None in codes:
+    if len(codes) != len(spec["containers"]) or None in codes:
         return phase
     return WorkerPhase.FAILED if any(codes) else WorkerPhase.SUCCEEDED
 
