@@ -69,6 +69,7 @@ def disrupted(reason):
 BEGUN, ENDED = at(5), at(9)
 LEAVING = {"deletionTimestamp": wire(130)}
 BUG = TerminationMessage(exit_code=70, cause=Cause.APPLICATION, message="KeyError: 'x'", step=3)
+LOST = TerminationMessage(exit_code=137, cause=Cause.INFRASTRUCTURE, message="rank 1 was ended by SIGKILL")
 LOG = "Traceback (most recent call last):\nModuleNotFoundError: No module named 'torch'\n"
 TOLD = TerminationMessage(
     exit_code=1, cause=Cause.APPLICATION, message="left with exit code 1: ModuleNotFoundError: No module named 'torch'"
@@ -101,6 +102,18 @@ WORKERS = {
     "its containers have ended, and its place is not free to one that may push others away": (
         pod("Running", ended(70), beside=ended(0), priority=1),
         ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
+    ),
+    "its containers were killed, and whether its node did so is yet to be told": (
+        pod("Running", ended(137, message=LOG), beside=ended(0)),
+        ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
+    ),
+    "its containers were killed, and it is known why": (
+        pod("Running", ended(137, "OOMKilled"), beside=ended(0)),
+        failed(137, reason=PlatformReason.OOM_KILLED),
+    ),
+    "a process of it was killed, and its launcher told so": (
+        pod("Running", ended(137, message=LOST.model_dump_json(exclude_none=True)), beside=ended(0)),
+        failed(137, LOST),
     ),
     "its node has lost sight of it": (
         pod("Running", ended(137, "ContainerStatusUnknown"), beside=ended(0)),

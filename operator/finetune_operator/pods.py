@@ -17,6 +17,7 @@ from finetune_operator.observed import ObservedWorker, PlatformReason, WorkerPha
 
 Raw = Mapping[str, Any]
 _LOG_CHARACTERS = 400
+_OOM = "OOMKilled"
 _MAX_EXIT_CODE = 255
 
 _PHASES = {
@@ -108,18 +109,26 @@ def parse_time(text: str | None) -> datetime | None:
 def _phase(pod: Raw) -> WorkerPhase:
     """The pod's phase, but ended as soon as its containers have: a second passes until their kubelet has tidied up.
 
-    They are never restarted; what the kubelet has lost sight of (ContainerStatusUnknown) may run yet. Until the pod has
-    ended its place is taken: the next one of a job with a priority would push others off their nodes, so that waits.
+    They are never restarted; what the kubelet has lost sight of (ContainerStatusUnknown) may run yet. Two wait for the
+    pod: a worker that was killed without a word, for that its node has evicted it is told with the pod's end; and one
+    with a priority, for until then its place is taken, and its successor would push others off their nodes.
     """
     status, spec = pod.get("status") or {}, pod["spec"]
     phase = _PHASES.get(status.get("phase") or "Pending", WorkerPhase.RUNNING)
-    if phase is not WorkerPhase.RUNNING or (spec.get("priority") or 0) > 0:
-        return phase
     ends = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or []]
     codes = [_exit_code(end) for end in ends]
-    if len(codes) != len(spec["containers"]) or None in codes:
+    if phase is not WorkerPhase.RUNNING or len(codes) != len(spec["containers"]) or None in codes:
+        return phase
+    if (spec.get("priority") or 0) > 0 or not _is_explained(_container(status)["state"]["terminated"]):
         return phase
     return WorkerPhase.FAILED if any(codes) else WorkerPhase.SUCCEEDED
+
+
+def _is_explained(ended: Raw) -> bool:
+    code = _exit_code(ended)
+    return (
+        code != ExitCode.KILLED or ended.get("reason") == _OOM or read_message(ended.get("message"), code) is not None
+    )
 
 
 def _container(status: Raw) -> Raw:
@@ -146,7 +155,7 @@ def _exit_code(ended: Raw) -> int | None:
 
 def _platform_reason(pod: Raw, ended: Raw) -> PlatformReason | None:
     status = pod.get("status") or {}
-    if ended.get("reason") == "OOMKilled":
+    if ended.get("reason") == _OOM:
         return PlatformReason.OOM_KILLED
     disruption = _condition(status, "DisruptionTarget")
     if disruption.get("status") == "True":
