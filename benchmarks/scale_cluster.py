@@ -79,6 +79,8 @@ FLAGS = {"kube-apiserver": ["--feature-gates=DetectCacheInconsistency=false"]}
 """Else the API server, each five to seven minutes, reads all objects of a kind twice to see that its cache is as etcd
 has them: that fills one of two cores for seconds, in the midst of whatever is measured."""
 WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
+UNCOUNTED = {"", "leases", "nodes"}
+"""Reviews and the like, and heartbeats: with more than a few nodes some are under way at any time."""
 _REQUESTS = re.compile(r"^apiserver_request_total\{(.*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -147,13 +149,13 @@ class Client:
             answer.raise_for_status()
 
     async def requests(self) -> Counter[str]:
-        """Requests that the API server has answered, by verb and kind; watches, leases and reviews are left out."""
+        """Requests that the API server has answered, by verb and kind; watches, heartbeats and reviews are left out."""
         async with self.session.get(f"{self.url}/metrics") as answer:
             text = await answer.text()
         counts: Counter[str] = Counter()
         for labels, value in _REQUESTS.findall(text):
             told = dict(_LABEL.findall(labels))
-            if told["resource"] and told["resource"] != "leases" and told["verb"] in (WRITES | {"GET", "LIST"}):
+            if told["resource"] not in UNCOUNTED and told["verb"] in (WRITES | {"GET", "LIST"}):
                 counts[f"{told['verb']} {told['resource']}"] += int(float(value))
         return counts
 
