@@ -172,11 +172,13 @@ def test_why_there_are_no_pods_is_told_at_once():
     cluster = FakeCluster([0])
     cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
     cluster.put(FINE_TUNE_JOB.name, job("team"))
-    cluster.put(CORE_EVENT.name, {"metadata": {"name": "e", "namespace": "team"}, "message": "Error creating: no room"})
     with asyncio.Runner() as cluster.runner:
         life = OperatorLife(cluster)
         life.look()
         life.look()
+        about = {"involvedObject": {"uid": cluster.objects[JOB.name, "demo-1"]["metadata"]["uid"]}}
+        refused = {"metadata": {"name": "e", "namespace": "team"}, **about, "message": "Error creating: no room"}
+        cluster.put(CORE_EVENT.name, refused)
         cluster.second += int(PODLESS_SECONDS)
         life.look()
     assert message_of(cluster, "demo", "Running") == "its pods cannot be made: no room"

@@ -410,15 +410,54 @@ def test_pods_of_a_held_job_are_no_end(store):
 
 
 class Asked:
-    """An API server that knows of one event."""
+    """An API server that knows of some events."""
 
-    def __init__(self):
-        self.count, self.told = 0, []
+    def __init__(self, takes=lambda: None):
+        self.count, self.told, self.takes = 0, [], takes
 
     async def pages(self, _kind, _namespace, **query):
-        assert query["fieldSelector"].endswith("reason=FailedCreate")
+        assert query["fieldSelector"] == "involvedObject.kind=Job,reason=FailedCreate"
         self.count += 1
-        yield self.told
+        self.takes()
+        for event in self.told:
+            yield [event]
+
+
+def refused(uid, why, second=0):
+    told = {"message": f"Error creating: {why}", "lastTimestamp": wire(second)}
+    return {**told, "involvedObject": {"kind": "Job", "uid": uid}}
+
+
+@pytest.mark.parametrize(("takes", "again"), [(0.1, 10), (2.0, 40)])
+def test_all_jobs_of_a_namespace_are_asked_about_at_once(store, takes, again):
+    """And the less often the longer the API server reads its events for it."""
+    seconds = 20.0
+
+    def read():
+        nonlocal seconds
+        seconds += takes
+
+    api = Asked(read)
+    api.told = [refused("b", "no room", 9), refused("b", "no rooms", 4), refused("a", "a policy"), refused("x", "x")]
+    bucket = TokenBucket(1.0, 99.0, lambda: seconds)
+    observer = Observer(store, api, None, bucket, bucket, lambda: at(seconds), lambda: seconds)
+    told = {}
+    for name in ("a", "b", "c"):
+        key = Key("team", name)
+        labels = {"labels": {**LABELS, "finetune.dev/job": name}}
+        store.see(FINE_TUNE_JOB, {**tune_job(), "metadata": metadata(name, UID)})
+        raw = job()
+        store.see(JOB, {**raw, "metadata": {**raw["metadata"], **labels, "uid": name}})
+        tuned = parse_job(tune_job() | {"metadata": {"name": name, "namespace": "team"}, "spec": SPEC})
+        told[name] = asyncio.run(observer.observe(key, tuned, Memory())).observed.attempt.waiting
+    assert told == {"a": "its pods cannot be made: a policy", "b": "its pods cannot be made: no room", "c": None}
+    assert api.count == 1
+    seconds += again - 0.1
+    asyncio.run(observer.observe(key, tuned, Memory()))
+    assert api.count == 1
+    seconds += 0.2
+    asyncio.run(observer.observe(key, tuned, Memory()))
+    assert api.count == 2
 
 
 def test_why_there_are_no_pods_is_asked_now_and_then(store):
@@ -437,11 +476,11 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
 
     assert look(2.0) == (0, None, 6)
     assert look(8.0) == (1, None, 10), "nothing is told yet"
-    api.told = [{"message": "Error creating: no room"}]
+    api.told = [refused("attempt-1", "no room")]
     assert look(18.0) == (2, "its pods cannot be made: no room", 30)
     assert look(30.0) == (2, "its pods cannot be made: no room", 18)
     assert look(48.0) == (3, "its pods cannot be made: no room", 30)
-    assert look(78.0) == (3, "its pods cannot be made: no room", 20), "too many are asking"
+    assert look(78.0) == (3, "its pods cannot be made: no room", 30), "too many are asking"
     assert store.see(POD, RUNNING) == [KEY], "what is awaited is looked at at once"
     assert look(80.0) == (3, "its pods cannot be made: no room", 0), "a worker that runs is looked at as ever"
     assert store.see(POD, PEER) == []

@@ -1,13 +1,15 @@
 """Everything that a decision about a job is made from: the store, and where that cannot know, a request.
 
 What is asked, and when: worker 0's progress (each look, limited in total); the namespace's labels, if the runtime wants
-some; why a Job has no pods, for only its events tell (a few a second in total: an API server reads all events of the
-namespace for it); an attempt's pods, when its Job says that they have ended and the watch of pods does not (yet).
+some; why Jobs have no pods, for only their events tell (for all Jobs of a namespace at once and not often, for the API
+server reads each event of it for that); an attempt's pods, when its Job says that they have ended and the watch of pods
+does not (yet).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.status import ProgressReport, Reason
@@ -31,8 +33,8 @@ PODLESS_SECONDS = 8.0
 ASK_SOON_SECONDS = 10.0
 """Again, if it has not told."""
 ASK_AGAIN_SECONDS = 30.0
-BUSY_SECONDS = 20.0
-"""Later by so much is asked if too many are asking."""
+ASKING_SHARE = 0.05
+"""What a namespace's events tell is so long good enough that reading them takes no more of the time than this."""
 Pull = Callable[[str], Awaitable[ProgressReport | None]]
 """Address of worker 0 → its report."""
 
@@ -75,11 +77,13 @@ class Observer:
     pulls: TokenBucket
     """Limits pulls in total."""
     asks: TokenBucket
-    """Limits questions to events in total."""
+    """Limits readings of events in total."""
     now: Callable[[], datetime]
     clock: Callable[[], float]
     _labels: dict[str, tuple[float, Mapping[str, str]]] = field(default_factory=dict)
     """Labels of namespaces, and when they were read."""
+    _refusals: dict[str, tuple[float, Mapping[str, str]]] = field(default_factory=dict)
+    """By namespace: until when nobody need ask again, and why Jobs (by uid) get no pods."""
 
     async def observe(self, key: Key, job: FineTuneJob, memory: Memory) -> Observation:
         """Look at a job.
@@ -169,20 +173,28 @@ class Observer:
             memory.ask_at = now + max(0.0, PODLESS_SECONDS - age)
         if now < memory.ask_at:
             return
-        may_ask = self.asks.take()
-        memory.ask_at = now + (ASK_SOON_SECONDS if may_ask else BUSY_SECONDS)
-        if not may_ask:
-            return
-        selector = f"involvedObject.uid={job.uid},reason=FailedCreate"
+        memory.refused_pods = (await self._refusals_in(key.namespace)).get(job.uid)
+        memory.ask_at = now + (ASK_SOON_SECONDS if memory.refused_pods is None else ASK_AGAIN_SECONDS)
+
+    async def _refusals_in(self, namespace: str) -> Mapping[str, str]:
+        """Why Jobs (by uid) of a namespace get no pods, as of a moment ago."""
+        began = self.clock()
+        good_until, known = self._refusals.get(namespace, (-1e9, {}))
+        if began < good_until or not self.asks.take():
+            return known
+        self._refusals[namespace] = began + ASK_AGAIN_SECONDS, known  # the others need not ask meanwhile
+        selector = "involvedObject.kind=Job,reason=FailedCreate"
         try:
-            pages = self.api.pages(CORE_EVENT, key.namespace, fieldSelector=selector)
+            pages = self.api.pages(CORE_EVENT, namespace, fieldSelector=selector)
             events = [event async for page in pages for event in page]
-        except ApiError:
-            return  # what it would tell is a help, and nothing waits for it
-        latest = max(events, key=lambda event: str(event.get("lastTimestamp") or ""), default=None)
-        memory.refused_pods = str(latest.get("message") or "").removeprefix("Error creating: ") if latest else None
-        if latest:
-            memory.ask_at = now + ASK_AGAIN_SECONDS
+        except ApiError:  # what it would tell is a help, and nothing waits for it
+            self._refusals[namespace] = self.clock() + ASK_SOON_SECONDS, known
+            return known
+        events.sort(key=lambda event: str(event.get("lastTimestamp") or ""))
+        told = {str(one["involvedObject"]["uid"]): _refusal(one) for one in events}
+        took = self.clock() - began
+        self._refusals[namespace] = self.clock() + max(ASK_SOON_SECONDS, took / ASKING_SHARE), told
+        return told
 
     def _quiet_seconds(self, key: Key, number: int, memory: Memory) -> float:
         """How long a Job without any pod need not be looked at; its first one is told of."""
@@ -205,6 +217,10 @@ class Observer:
             job = self.store.children_of(key).attempts.get(attempt.number)
             memory.report = relocate_report(report, job.run) if job and job.run else report
         return memory.report
+
+
+def _refusal(event: Mapping[str, Any]) -> str:
+    return str(event.get("message") or "").removeprefix("Error creating: ")
 
 
 def _is_told(job: FineTuneJob, number: int) -> bool:

@@ -36,7 +36,7 @@ PROGRESS_SECONDS = 10.0
 CROWDED_SECONDS = 40.0
 """Nor is it looked for more often in a burst of new jobs: the API server is what these wait for."""
 LOOKS_A_SECOND = 50.0
-"""Looks for progress a second, all in all: with more than 500 running jobs each is looked at less often."""
+"""Looks a second for no news, all in all: with more than 500 jobs under way each is looked at less often."""
 TURN_SECONDS = 20.0
 """Who has waited so long for its turn is told so."""
 TURNS_TOLD_A_SECOND = 5.0
@@ -181,7 +181,7 @@ class Reconciler:
         waits = attempt is not None and any(worker.phase is WorkerPhase.PENDING for worker in attempt.workers)
         least = CROWDED_SECONDS if self.starts.is_crowded() and not waits else seconds
         running = len(self._memories) - self.starts.waiting
-        return observation.quiet_seconds or max(least, running / LOOKS_A_SECOND)
+        return max(observation.quiet_seconds or least, running / LOOKS_A_SECOND)
 
 
 def _tells_why(observation: Observation, status: JobStatus) -> bool:
