@@ -257,7 +257,7 @@ def test_a_big_job():
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {
-                "finetune.dev/service": "finetune-workers-0",
+                "address.finetune.dev/finetune-workers-0": "",
                 "batch.kubernetes.io/job-completion-index": "0",
             },
             "ports": [{"name": "rendezvous", "port": 29400, "protocol": "TCP"}],
@@ -339,7 +339,7 @@ def test_a_big_job():
                     "labels": {
                         **labels,
                         "app.kubernetes.io/component": "worker",
-                        "finetune.dev/service": "finetune-workers-0",
+                        "address.finetune.dev/finetune-workers-0": "",
                     },
                     "annotations": {"finetune.dev/spec": told(spec)},
                 },
@@ -710,7 +710,7 @@ def test_several_workers_get_names():
         "Job.spec.completions",
         "PersistentVolumeClaim.spec.accessModes[0]",
         "Job.spec.parallelism",
-        "Job.spec.template.metadata.labels.finetune.dev/service",
+        "Job.spec.template.metadata.labels.address.finetune.dev/finetune-workers-0",
         f"{POD}.subdomain",
         f"{ONE}.env[MASTER_ADDR].value",
         f"{TOLD}.distributed.workers",

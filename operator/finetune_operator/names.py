@@ -37,8 +37,6 @@ RENDEZVOUS_PORT = 29400
 """Where worker 0 listens for the others."""
 SERVICES = 32
 """Headless Services of a namespace, at most, which share its jobs (see ``build.service``)."""
-LABEL_SERVICE = f"{GROUP}/service"
-"""On a pod that has a DNS name: the Service that gives it."""
 
 
 def attempt_name(job: str, number: int) -> str:
@@ -58,6 +56,11 @@ def first_worker_address(job: str, number: int, namespace: str) -> str:
 def service_name(job: str) -> str:
     """Name of the headless Service that gives the job's first worker its DNS name."""
     return f"finetune-workers-{crc32(job.encode()) % SERVICES}"
+
+
+def service_label(service: str) -> str:
+    """Key of the label by which a Service finds its pods (see ``build.service``)."""
+    return f"address.{GROUP}/{service}"
 
 
 def network_policy_name(job: str) -> str:

@@ -13,12 +13,12 @@ from finetune_operator.build.placement import build_placement
 from finetune_operator.names import (
     ANNOTATION_SPEC,
     LABEL_COMPONENT,
-    LABEL_SERVICE,
     PROGRESS_PORT,
     PROGRESS_PORT_NAME,
     TRAINER_CONTAINER,
     WORKER,
     attempt_labels,
+    service_label,
     service_name,
 )
 from finetune_operator.quantity import canonical_quantity
@@ -39,7 +39,7 @@ def build_pod_template(resolved: Resolved, attempt: int) -> dict[str, Any]:
             "labels": {
                 **attempt_labels(resolved.name, resolved.uid, attempt),
                 LABEL_COMPONENT: WORKER,
-                **({} if service is None else {LABEL_SERVICE: service}),
+                **({} if service is None else {service_label(service): ""}),
             },
             "annotations": {ANNOTATION_SPEC: resolved.trainer_spec},
         },
