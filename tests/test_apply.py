@@ -7,12 +7,13 @@ import re
 import pytest
 
 from fake_cluster import FakeCluster, OperatorLife, job_status, run_to_the_end
+from finetune_operator import reconcile
 from finetune_operator.alive import POLL_SECONDS
 from finetune_operator.drift import is_part
 from finetune_operator.kinds import CORE_EVENT, FINE_TUNE_JOB, JOB, NETWORK_POLICY, RUNTIME
 from finetune_operator.names import LABEL_QUEUE, job_labels
 from finetune_operator.observe import PODLESS_SECONDS
-from finetune_operator.reconcile import CROWDED_SECONDS, TURN_SECONDS
+from finetune_operator.reconcile import TURN_SECONDS
 from finetune_operator.schedule import Key
 from finetune_operator.starts import CROWD
 from operating import RUNTIME as RUNTIME_MANIFEST
@@ -124,9 +125,10 @@ def test_whoever_ends_a_job_also_waits_for_its_time_to_go():
     assert [kind for kind, _ in cluster.objects] == [RUNTIME.name]
 
 
-@pytest.mark.parametrize(("others", "seconds"), [(0, POLL_SECONDS), (CROWD, CROWDED_SECONDS)])
-def test_in_a_burst_progress_is_looked_for_less_often(others, seconds):
+@pytest.mark.parametrize(("others", "seconds"), [(0, POLL_SECONDS), (CROWD, 40.0)])
+def test_in_a_burst_progress_is_looked_for_less_often(monkeypatch, others, seconds):
     """But not for why there are no pods, or why they do not run."""
+    monkeypatch.setattr(reconcile, "CROWDED_LOOKS_A_SECOND", 1 / 40)
     cluster = FakeCluster([0])
     cluster.put(RUNTIME.name, RUNTIME_MANIFEST)
     cluster.put(FINE_TUNE_JOB.name, job("team"))

@@ -33,10 +33,10 @@ DOUBT_SECONDS = 1.0
 """How long one watch may lag behind the other before the API server itself is asked."""
 PROGRESS_SECONDS = 10.0
 """A job's progress is written no more often than this."""
-CROWDED_SECONDS = 40.0
-"""Nor is it looked for more often in a burst of new jobs: the API server is what these wait for."""
 LOOKS_A_SECOND = 50.0
 """Looks a second for no news, all in all: with more than 500 jobs under way each is looked at less often."""
+CROWDED_LOOKS_A_SECOND = 10.0
+"""Likewise at jobs that run, in a burst of new ones: the API server is what these wait for."""
 TURN_SECONDS = 20.0
 """Who has waited so long for its turn is told so."""
 TURNS_TOLD_A_SECOND = 5.0
@@ -179,9 +179,9 @@ class Reconciler:
             return seconds
         attempt = observation.observed.attempt
         waits = attempt is not None and any(worker.phase is WorkerPhase.PENDING for worker in attempt.workers)
-        least = CROWDED_SECONDS if self.starts.is_crowded() and not waits else seconds
+        looks_a_second = CROWDED_LOOKS_A_SECOND if self.starts.is_crowded() and not waits else LOOKS_A_SECOND
         running = len(self._memories) - self.starts.waiting
-        return max(observation.quiet_seconds or least, running / LOOKS_A_SECOND)
+        return max(observation.quiet_seconds or seconds, running / looks_a_second)
 
 
 def _tells_why(observation: Observation, status: JobStatus) -> bool:
