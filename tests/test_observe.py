@@ -95,9 +95,9 @@ WORKERS = {
         pod("Running", ended(70), beside=ended(0)),
         failed(70),
     ),
-    "done, and its node has yet to tidy up": (
+    "done, and its node has yet to tidy up: nobody waits for that": (
         pod("Running", ended(0), beside=ended(0)),
-        ObservedWorker(0, WorkerPhase.SUCCEEDED, at(5), at(9), 0, node="n1"),
+        ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
     ),
     "its containers have ended, and its place is not free to one that may push others away": (
         pod("Running", ended(70), beside=ended(0), priority=1),

@@ -107,7 +107,7 @@ def parse_time(text: str | None) -> datetime | None:
 
 
 def _phase(pod: Raw) -> WorkerPhase:
-    """The pod's phase, but ended as soon as its containers have: a second passes until their kubelet has tidied up.
+    """The pod's phase, but failed as soon as its containers have: a second passes until their kubelet has tidied up.
 
     They are never restarted; what the kubelet has lost sight of (ContainerStatusUnknown) may run yet. Two wait for the
     pod: a worker that was killed without a word, for that its node has evicted it is told with the pod's end; and one
@@ -115,16 +115,16 @@ def _phase(pod: Raw) -> WorkerPhase:
     """
     status, spec = pod.get("status") or {}, pod["spec"]
     phase = _PHASES.get(status.get("phase") or "Pending", WorkerPhase.RUNNING)
+    if phase is not WorkerPhase.RUNNING or (spec.get("priority") or 0) > 0:
+        return phase
     ends = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or []]
     codes = [_exit_code(end) for end in ends]
-    if phase is not WorkerPhase.RUNNING or len(codes) != len(spec["containers"]) or None in codes:
-        return phase
-    if (spec.get("priority") or 0) > 0 or not _is_explained(_container(status)["state"]["terminated"]):
-        return phase
-    return WorkerPhase.FAILED if any(codes) else WorkerPhase.SUCCEEDED
+    has_ended = len(codes) == len(spec["containers"]) and None not in codes and all(map(_is_told, ends))
+    return WorkerPhase.FAILED if has_ended and any(codes) else phase
 
 
-def _is_explained(ended: Raw) -> bool:
+def _is_told(ended: Raw) -> bool:
+    """Whether all is told of a container's end."""
     code = _exit_code(ended)
     return (
         code != ExitCode.KILLED or ended.get("reason") == _OOM or read_message(ended.get("message"), code) is not None
