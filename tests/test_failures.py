@@ -310,7 +310,7 @@ def test_weights_without_bound_end_the_run_and_keep_the_checkpoint(workers, tmp_
     worker = workers.start(wanted, tmp_path / "run")
     assert worker.wait() == ExitCode.DIVERGED, worker.log.read_text()
     found = re.match(
-        r"loss \S+ with gradient norm (?:nan|inf) at step (\d+); the checkpoint of step (\d+) is intact\. Lower .*",
+        r"loss \S+ with gradient norm nan at step (\d+); the checkpoint of step (\d+) is intact\. Lower .*",
         worker.message().message,
     )
     assert found, worker.message().message

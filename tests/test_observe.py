@@ -489,15 +489,15 @@ def test_why_there_are_no_pods_is_asked_now_and_then(store):
 
 
 ADDRESS = {"podIP": "10.0.0.1"}
-FIRST = pod("Running", {"running": {"startedAt": wire(5)}}, status=ADDRESS)
+ANSWERS = pod("Running", {"running": {"startedAt": wire(5)}}, status=ADDRESS)
 
 
 @pytest.mark.parametrize(
     ("pods", "pulled"),
     [
-        ([FIRST], ["10.0.0.1"]),
-        ([FIRST, pod("Succeeded", ended(0), index=1)], ["10.0.0.1"]),
-        ([FIRST, pod("Failed", ended(137), index=1)], []),
+        ([ANSWERS], ["10.0.0.1"]),
+        ([ANSWERS, pod("Succeeded", ended(0), index=1)], ["10.0.0.1"]),
+        ([ANSWERS, pod("Failed", ended(137), index=1)], []),
         ([pod("Running", ended(137), status=ADDRESS)], []),
         ([pod("Running", {"running": {"startedAt": wire(5)}})], []),
     ],
