@@ -1,12 +1,13 @@
 """What jobs of two workers cost, applied all at once, beside as many bare Indexed Jobs with the very same pods.
 
-Both sides run on a cluster of their own, one after the other: etcd in memory, scheduler, controllers with raised client
-limits, and kwok's nodes. "To the last pod" is from the first request to the moment a watch tells of the last pod; "a
-job's pods" from the request that made the job to its last pod. Requests are those that the API server counts over all
-clients (kwok and scheduler too, on both sides) until there are no more. CPU and requests of the operator are those of
-its process from the first request until every job has its pods and says so in its status. Its progress requests find
-nobody: kwok's pods have no address that answers. The floor is a process of the same libraries that watches and writes
-the same for each job, without a thought (scale_floor.py).
+All sides run on a cluster of their own, one after the other: etcd in memory, scheduler, controllers with raised client
+limits, and kwok's nodes. Workers of bare Jobs cannot find each other, so another side gives each Job the headless
+Service that one writes by hand for that. "To the last pod" is from the first request to the moment a watch tells of the
+last pod; "a job's pods" from the request that made the job to its last pod. Requests are those that the API server
+counts over all clients (kwok and scheduler too, on all sides) until there are no more. CPU and requests of the operator
+are those of its process from the first request until every job has its pods and says so in its status. Its progress
+requests find nobody: kwok's pods have no address that answers. The floor is a process of the same libraries that
+watches and writes the same for each job, without a thought (scale_floor.py).
 
 python benchmarks/operator_scale.py                   100, 300 and 1,000 jobs, and 10,000 finished ones
 python benchmarks/operator_scale.py 5000 --idle 0     5,000 jobs alone
@@ -18,6 +19,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +45,7 @@ from finetune_api.status import (
 from finetune_operator.build.job import build_job
 from finetune_operator.build.network_policy import build_network_policy
 from finetune_operator.kinds import NETWORK_POLICY
+from finetune_operator.names import LABEL_JOB
 from finetune_operator.resolve import resolve
 from finetune_operator.resolved import Resolved
 from finetune_operator.resync import INTERVAL_SECONDS
@@ -61,6 +64,9 @@ from scale_cluster import (
 )
 from scale_floor import running_floor
 
+Made = list[tuple[str, dict[str, Any]]]
+"""What one job is made of: paths, and what is created there, in this order."""
+BARE, SERVED, OURS = "bare Jobs", "bare Jobs, each with a Service", "FineTuneJobs"
 WORKERS = 2
 QUIET_SECONDS = 3.0
 """Without a write for so long, a cluster has come to rest."""
@@ -128,6 +134,19 @@ def bare_job(name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
     return build_job(resolved_job(name, namespace), 1)
 
 
+def job_with_service(name: str) -> Made:
+    """That Job, and the headless Service of its own by which its workers find each other."""
+    job = bare_job(name)
+    job["spec"]["template"]["spec"]["subdomain"] = name
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {LABEL_JOB: name}},
+    }
+    return [(f"/api/v1/namespaces/{NAMESPACE}/services", service), (bare_path(), job)]
+
+
 def resolved_job(name: str, namespace: str = NAMESPACE, uid: str | None = None) -> Resolved:
     """The job with what its runtime decides; one with a uid owns what is built from it."""
     document = fine_tune_job(name, namespace)
@@ -137,23 +156,36 @@ def resolved_job(name: str, namespace: str = NAMESPACE, uid: str | None = None) 
     return resolved
 
 
-async def applied(client: Client, path: str, manifests: dict[str, dict[str, Any]]) -> tuple[float, list[float]]:
-    """Make all of these (name → manifest); seconds to the last pod, and of each job to its last one."""
-    sent, waits, left = {}, [], Counter(dict.fromkeys(manifests, WORKERS))
+SIDES: dict[str, Callable[[str], Made]] = {
+    BARE: lambda name: [(bare_path(), bare_job(name))],
+    SERVED: job_with_service,
+    OURS: lambda name: [(jobs_path(), fine_tune_job(name))],
+}
+
+
+def jobs_of(side: str, count: int) -> dict[str, Made]:
+    """So many jobs, by name."""
+    return {name: SIDES[side](name) for name in (f"job-{number:05}" for number in range(count))}
+
+
+async def applied(client: Client, jobs: dict[str, Made]) -> tuple[float, list[float]]:
+    """Make all of these (by name); seconds to the last pod, and of each job to its last one."""
+    sent, waits, left = {}, [], Counter(dict.fromkeys(jobs, WORKERS))
     watching = client.watch_pods()
     began = time.perf_counter()
 
     async def make(name: str) -> None:
         sent[name] = time.perf_counter()
-        await client.create(path, manifests[name])
+        for path, manifest in jobs[name]:
+            await client.create(path, manifest)
 
-    making = asyncio.create_task(in_parallel([make(name) for name in manifests]))
+    making = asyncio.create_task(in_parallel([make(name) for name in jobs]))
     async with contextlib.aclosing(watching):
         async for name in watching:
             left[name] -= 1
             if not left[name]:
                 waits.append(time.perf_counter() - sent[name])
-            if len(waits) == len(manifests):
+            if len(waits) == len(jobs):
                 break
     await making
     return time.perf_counter() - began, waits
@@ -171,19 +203,17 @@ async def settled(client: Client, quiet_seconds: float) -> Counter[str]:
         await asyncio.sleep(0.5)
 
 
-async def measured(cluster: Cluster, count: int, operator: Operator | None) -> Outcome:
-    """One side: bare Jobs, or with an operator FineTuneJobs."""
-    names = [f"job-{number:05}" for number in range(count)]
-    path, build = (jobs_path(), fine_tune_job) if operator else (bare_path(), bare_job)
+async def measured(cluster: Cluster, jobs: dict[str, Made], operator: Operator | None = None) -> Outcome:
+    """One side; with an operator these are FineTuneJobs."""
     api, controllers = (cluster.keeper.pids()[name] for name in ("kube-apiserver", "kube-controller-manager"))
     used = None
     async with client_of(cluster) as client:
         before = await settled(client, QUIET_SECONDS)
         api_before, controllers_before = cpu_seconds(api), cpu_seconds(controllers)
         own, cpu = (operator.requests(), operator.cpu_seconds()) if operator else (Counter[str](), 0.0)
-        last_pod, waits = await applied(client, path, {name: build(name) for name in names})
+        last_pod, waits = await applied(client, jobs)
         if operator:
-            while operator.jobs("Starting") < count:  # noqa: ASYNC110 - nobody tells; its metrics do when asked
+            while operator.jobs("Starting") < len(jobs):  # noqa: ASYNC110 - nobody tells; its metrics do when asked
                 await asyncio.sleep(1)  # being asked costs it some milliseconds
             spent = operator.cpu_seconds() - cpu
             used = Usage(operator.requests() - own, operator.looks(), spent, operator.memory_mib("VmHWM"))
@@ -194,27 +224,26 @@ async def measured(cluster: Cluster, count: int, operator: Operator | None) -> O
 
 async def floor(cluster: Cluster, count: int) -> float:
     """CPU seconds of a process that only watches and writes."""
-    names = [f"job-{number:05}" for number in range(count)]
+    jobs = jobs_of(OURS, count)
     with running_floor(cluster) as process:
         before = process.cpu_seconds()
         async with client_of(cluster) as client:
-            await applied(client, jobs_path(), {name: fine_tune_job(name) for name in names})
+            await applied(client, jobs)
         while process.done() < count:  # noqa: ASYNC110 - another process, which nobody tells of
             await asyncio.sleep(1)
         return max(TICK_SECONDS, process.cpu_seconds() - before)
 
 
 def all_sides(count: int, profile: Path | None) -> tuple[dict[str, Outcome], float]:
-    """Bare Jobs, then FineTuneJobs, each in a cluster of its own; and the CPU seconds of the floor in a third."""
+    """Each side in a cluster of its own; and the CPU seconds of the floor in another."""
+    outcomes = {}
+    for side in SIDES:
+        with new_cluster(count * WORKERS) as cluster, contextlib.ExitStack() as running:
+            operator = running.enter_context(running_operator(cluster, profile)) if side == OURS else None
+            outcomes[side] = asyncio.run(measured(cluster, jobs_of(side, count), operator))
+            note(f"  {count} {side}: {outcomes[side].last_pod:.1f} s")
     with new_cluster(count * WORKERS) as cluster:
-        bare = asyncio.run(measured(cluster, count, None))
-        note(f"  {count} bare Jobs: {bare.last_pod:.1f} s")
-    with new_cluster(count * WORKERS) as cluster, running_operator(cluster, profile) as operator:
-        ours = asyncio.run(measured(cluster, count, operator))
-        note(f"  {count} FineTuneJobs: {ours.last_pod:.1f} s")
-    with new_cluster(count * WORKERS) as cluster:
-        least = asyncio.run(floor(cluster, count))
-    return {"bare Jobs": bare, "FineTuneJobs": ours}, least
+        return outcomes, asyncio.run(floor(cluster, count))
 
 
 def compared(count: int, sides: dict[str, Outcome], least: float) -> Report:
@@ -229,9 +258,10 @@ def compared(count: int, sides: dict[str, Outcome], least: float) -> Report:
         report.add(side, outcome.last_pod, statistics.median(outcome.waits), percentile(outcome.waits, 99),
                    total / count, by_kind(outcome.requests, count),
                    1000 * outcome.api_cpu / count, 1000 * outcome.controllers_cpu / count)  # fmt: skip
-    bare, ours = sides.values()
+    bare, served, ours = sides[BARE], sides[SERVED], sides[OURS]
     assert ours.operator
     report.figure(f"last pod, ours / bare at {count}", ours.last_pod / bare.last_pod, at_most=2.0)
+    report.figure(f"last pod, ours / bare with a Service each at {count}", ours.last_pod / served.last_pod)
     report.figure(f"operator CPU ms a job at {count}", 1000 * ours.operator.cpu / count, at_most=5.0)
     report.figure(f"floor: CPU ms a job at {count}", 1000 * least / count)
     report.figure(f"operator CPU at {count}, of the floor", ours.operator.cpu / least)

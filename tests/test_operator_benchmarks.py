@@ -16,6 +16,7 @@ from figures import BENCHMARKS, assert_figures
 FIGURES = {
     "operator_scale": {
         "last pod, ours / bare at 3",
+        "last pod, ours / bare with a Service each at 3",
         "operator CPU ms a job at 3",
         "floor: CPU ms a job at 3",
         "operator CPU at 3, of the floor",

@@ -180,3 +180,22 @@ def test_nobody_is_forgotten(steps):
         clock.wait(PATIENCE_SECONDS)
         starts.settle_overdue()
     assert asked == admitted | set(told)
+
+
+def test_a_burst_lasts_while_kubernetes_is_behind_with_the_pods_of_many(lone_starts, clock):
+    started = keys(3 * CROWD)
+    for key in started:
+        lone_starts.admit(key)
+    clock.wait(CALM_SECONDS + 1)
+    lone_starts.settle_overdue()
+    assert not lone_starts.is_crowded()
+    for key in started[: 2 * CROWD]:
+        clock.wait(0.2)
+        lone_starts.settle(key)
+    assert lone_starts.is_crowded()
+    clock.wait(CALM_SECONDS)
+    assert not lone_starts.is_crowded()
+    for key in started[2 * CROWD :]:
+        clock.wait(1)
+        lone_starts.settle(key)
+    assert not lone_starts.is_crowded()

@@ -9,14 +9,14 @@ Invariant: no key is forgotten: one that was told to wait is handed to ``enqueue
 """
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 
 from finetune_operator.schedule import Key
 
 CROWD = 64
-"""So many under way, of all namespaces, are a burst."""
+"""So many under way, of all namespaces, are a burst; or so many within CALM_SECONDS whose pods come late."""
 FLOOD = 4
 """So many that wait, of one namespace, are a flood."""
 REST, REST_IN_FLOOD = 1.0, 16.0
@@ -53,6 +53,10 @@ class Starts:
         self._under_way: dict[str, OrderedDict[Key, float]] = {}
         self._waiting: dict[str, OrderedDict[Key, None]] = {}
         self._resting: set[str] = set()
+        self._late: set[Key] = set()
+        """Given up on, and their pods have yet to be made."""
+        self._came_late: deque[float] = deque(maxlen=CROWD)
+        """When the pods of the last of those were made."""
         self._crowded_until = clock()
 
     def admit(self, key: Key) -> bool:
@@ -78,6 +82,8 @@ class Starts:
 
     def settle(self, key: Key) -> None:
         """Its pods are there, or none of it is under way any more: the next one may start after a rest."""
+        if key in self._late:
+            self._note_late(key)
         since = self._end(key)
         if since is None:
             return
@@ -95,9 +101,18 @@ class Starts:
         late = [key for keys in self._under_way.values() for key, since in keys.items() if since <= overdue]
         for key in late:
             self._end(key)
+            self._late.add(key)
             self._hand_on(key.namespace)
         for key in late[:LATE_LOOKS]:
             self._enqueue(key)
+
+    def _note_late(self, key: Key) -> None:
+        """Its pods are made after all: Kubernetes is behind with many, or something has held up this one."""
+        now = self._clock()
+        self._late.discard(key)
+        self._came_late.append(now)
+        if len(self._came_late) == CROWD and now - self._came_late[0] < CALM_SECONDS:
+            self._crowded_until = now + CALM_SECONDS
 
     def _end_rest(self, namespace: str, times: int) -> None:
         """It may go on, but gives way so many times: a start beside another one slows both."""
