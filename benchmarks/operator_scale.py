@@ -274,6 +274,27 @@ def compared(count: int, sides: dict[str, Outcome], least: float) -> Report:
     return report
 
 
+def growth(measured_at: dict[int, dict[str, Outcome]]) -> Report:
+    """What a job costs among more and more of them, of what it costs among the fewest."""
+    fewest = min(measured_at)
+    report = Report(
+        f"A job's cost, of that among {fewest:,}", ("side", "jobs", "requests", "API server", "controllers", "operator")
+    )
+    for side in SIDES:
+        least = costs(measured_at[fewest][side], fewest)
+        for count in sorted(measured_at):
+            ratios = [now / then for now, then in zip(costs(measured_at[count][side], count), least, strict=True)]
+            report.add(side, count, *ratios, *[""] * (4 - len(ratios)))
+    return report
+
+
+def costs(outcome: Outcome, count: int) -> list[float]:
+    """Of one job: requests; CPU of the API server, of Kubernetes' controllers and, if there is one, of the operator."""
+    used = [outcome.operator.cpu] if outcome.operator else []
+    cpu = (max(TICK_SECONDS, seconds) / count for seconds in (outcome.api_cpu, outcome.controllers_cpu, *used))
+    return [outcome.requests.total() / count, *cpu]
+
+
 def idle(count: int, seconds: float) -> Report:
     """The operator with so many finished jobs and nothing to do, beside one with none."""
     report = Report(f"Nothing to do, for {seconds:.0f} s", ("finished jobs", "cores", "MiB"))
@@ -364,8 +385,12 @@ def main() -> int:
     )
     parser.add_argument("--profile", type=Path, help="write the operator's profile (cProfile) here; it slows it down")
     options = parser.parse_args()
+    measured_at = {}
     for count in options.counts or ([3] if options.quick else [100, 300, 1000]):
-        compared(count, *all_sides(count, options.profile)).print(as_json=options.json)
+        measured_at[count], least = all_sides(count, options.profile)
+        compared(count, measured_at[count], least).print(as_json=options.json)
+    if options.quick or len(measured_at) > 1:
+        growth(measured_at).print(as_json=options.json)
     if options.idle:
         idle(*((5, 1.0) if options.quick else (options.idle, IDLE_SECONDS))).print(as_json=options.json)
     return 0

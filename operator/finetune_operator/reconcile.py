@@ -35,7 +35,7 @@ PROGRESS_SECONDS = 10.0
 """A job's progress is written no more often than this."""
 LOOKS_A_SECOND = 50.0
 """Looks a second for no news, all in all: with more than 500 jobs under way each is looked at less often."""
-CROWDED_LOOKS_A_SECOND = 10.0
+CROWDED_LOOKS_A_SECOND = 5.0
 """Likewise at jobs that run, in a burst of new ones: the API server is what these wait for."""
 TURN_SECONDS = 20.0
 """Who has waited so long for its turn is told so."""
