@@ -11,6 +11,7 @@ from finetune_operator.apply import Applier
 from finetune_operator.errors import ApiError, DeafWatch
 from finetune_operator.kinds import FINE_TUNE_JOB, JOB, POD, WATCHED
 from finetune_operator.resync import (
+    BURST_INTERVALS,
     DEAF_SECONDS,
     LEISURE_SECONDS,
     LONGEST_REST_SECONDS,
@@ -54,8 +55,8 @@ def store(clock):
     return Store(clock.now)
 
 
-def reader(store, lists, clock, enqueue=lambda _key: None):
-    return Resync(store, lists, None, enqueue, enqueue, clock)
+def reader(store, lists, clock, enqueue=lambda _key: None, is_crowded=lambda: False):
+    return Resync(store, lists, None, enqueue, enqueue, is_crowded, clock)
 
 
 def test_what_is_not_listed_any_more_is_gone(store, clock):
@@ -154,7 +155,7 @@ def test_later_it_is_read_at_leisure(store, clock, monkeypatch, seconds, rest):
 
     async def read():
         monkeypatch.setattr(resync.asyncio, "sleep", sleep)
-        one = Resync(store, Slow(), None, lambda _key: None, forgotten.append, clock)
+        one = Resync(store, Slow(), None, lambda _key: None, forgotten.append, lambda: False, clock)
         for _ in range(2):
             await one.step()
 
@@ -163,6 +164,30 @@ def test_later_it_is_read_at_leisure(store, clock, monkeypatch, seconds, rest):
     assert slept == [0] * count + [pytest.approx(rest)] * count
     assert asked == [{}] * count + [{"limit": str(PAGE)}] * count
     assert forgotten == [Key("ns", "one")] * 2
+
+
+PAUSES = {
+    "no burst": ([False], False, 1),
+    "a burst that ends": ([True, False], False, 2),
+    "a burst without an end": ([True] * 99, False, BURST_INTERVALS),
+    "a watch that has begun anew in a burst": ([True] * 99, True, 0),
+}
+
+
+@pytest.mark.parametrize(("crowded", "wanted", "asked"), PAUSES.values(), ids=PAUSES.keys())
+def test_in_a_burst_it_is_read_again_later(store, clock, monkeypatch, crowded, wanted, asked):
+    monkeypatch.setattr(resync, "INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(resync, "AFTER_RELIST_SECONDS", 0)
+    answers, left = iter(crowded), len(crowded)
+
+    async def pause():
+        one = reader(store, Lists(), clock, is_crowded=lambda: next(answers))
+        if wanted:
+            one._wanted.set()
+        await one._pause()
+
+    asyncio.run(pause())
+    assert left - len(list(answers)) == asked
 
 
 def test_a_watch_of_which_nothing_happens_is_not_deaf(store, clock):

@@ -20,6 +20,8 @@ from finetune_operator.schedule import Key
 from finetune_operator.store import Store
 
 INTERVAL_SECONDS = 300.0
+BURST_INTERVALS = 3
+"""In a burst the API server has other work, and so have we: everything is then read again no sooner than after so many."""
 STARTING_SECONDS = 30.0
 """The watches' own first lists come within this, even of very many objects."""
 AFTER_RELIST_SECONDS = 3.0
@@ -50,6 +52,7 @@ class Resync:
         namespaces: tuple[str, ...] | None,
         enqueue: Callable[[Key], None],
         enqueue_forgotten: Callable[[Key], None],
+        is_crowded: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read into the store.
@@ -60,10 +63,11 @@ class Resync:
             namespaces: Are read; None for all of them.
             enqueue: Gets the jobs that may be affected by what is found.
             enqueue_forgotten: Gets all others, which are to be looked at unless a time for that is set.
+            is_crowded: Whether there is a burst of new jobs.
             clock: Seconds.
         """
         self._store, self._api = store, api
-        self._enqueue, self._enqueue_forgotten = enqueue, enqueue_forgotten
+        self._enqueue, self._enqueue_forgotten, self._is_crowded = enqueue, enqueue_forgotten, is_crowded
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
         self._wanted = asyncio.Event()
         self._clock, self._synced_at = clock, 0.0
@@ -102,7 +106,7 @@ class Resync:
         """
         while True:
             await self.step()
-            await self._pause(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+            await self._pause()
 
     async def step(self) -> None:
         """Read everything once, and have every job and experiment looked at that would not be anyway."""
@@ -174,9 +178,15 @@ class Resync:
         """The watch that tells of this kind in this namespace: one for all, or one for each that is served."""
         return kind.name, None if self._namespaces == (None,) else namespace
 
-    async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wanted.wait(), seconds)
-        except TimeoutError:
-            return
-        await asyncio.sleep(AFTER_RELIST_SECONDS)
+    async def _pause(self) -> None:
+        """Until everything is to be read again: soon where a watch has begun anew, else once no burst is on."""
+        for _ in range(BURST_INTERVALS):
+            try:
+                seconds = INTERVAL_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+                await asyncio.wait_for(self._wanted.wait(), seconds)
+            except TimeoutError:
+                if not self._is_crowded():
+                    return
+            else:
+                await asyncio.sleep(AFTER_RELIST_SECONDS)
+                return

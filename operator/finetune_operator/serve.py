@@ -181,7 +181,7 @@ def assemble(
             store, ExperimentApplier(store, api, queue.add), events, writes, utc_now
         ),
     }
-    resync = Resync(store, api, settings.namespaces, queue.add, queue.add_forgotten)
+    resync = Resync(store, api, settings.namespaces, queue.add, queue.add_forgotten, starts.is_crowded)
     metrics.watch_phases("jobs", "FineTuneJobs by phase.", lambda: dict(store.phases))
     metrics.watch_phases("experiments", "FineTuneExperiments by phase.", lambda: dict(store.experiments.phases))
     metrics.watch("queue_depth", "Jobs that are due and wait to be looked at.", lambda: queue.depth)
