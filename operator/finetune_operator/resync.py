@@ -21,7 +21,7 @@ from finetune_operator.store import Store
 
 INTERVAL_SECONDS = 300.0
 BURST_INTERVALS = 3
-"""In a burst the API server has other work, and so have we: everything is then read again no sooner than after so many."""
+"""While there is a burst, everything is read again only after so many of them: the API server has other work."""
 STARTING_SECONDS = 30.0
 """The watches' own first lists come within this, even of very many objects."""
 AFTER_RELIST_SECONDS = 3.0
