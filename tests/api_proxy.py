@@ -22,6 +22,8 @@ _KEPT_HEADERS = ("Content-Type", "Retry-After")
 _SENT_HEADERS = ("Accept", "Content-Type", "User-Agent")
 _GONE = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"}
 _EXPIRED = json.dumps({"type": "ERROR", "object": {**_GONE, "message": "too old resource version"}}).encode() + b"\n"
+_LONGEST_LINE = 2**21
+"""No object is longer: etcd takes 1.5 MiB."""
 
 
 @dataclass
@@ -137,7 +139,9 @@ class ApiProxy:
 
     async def _open(self) -> tuple[web.AppRunner, int]:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trusted(self._cluster), limit=0), auto_decompress=False
+            connector=aiohttp.TCPConnector(ssl=trusted(self._cluster), limit=0),
+            auto_decompress=False,
+            read_bufsize=_LONGEST_LINE // 2,
         )
         application = web.Application(client_max_size=2**24)
         application.router.add_route("*", "/{path:.*}", self._handle)
@@ -219,8 +223,8 @@ class ApiProxy:
             return watch
         self._watches[watch] = transport = request.transport
         try:
-            async for chunk in answer.content.iter_any():
-                await watch.write(chunk)
+            async for line in answer.content:  # chunks may end within an event, where none can expire
+                await watch.write(line)
         except (aiohttp.ClientError, OSError):
             transport.abort()
         finally:

@@ -230,6 +230,7 @@ class Lived:
     phases: dict[str, float]
     refused: list[Call]
     calls: list[Call]
+    log: str
 
     def befallen(self) -> set[str]:
         """What befell the operator: who was refused and how, and what every watch did again in the same process."""
@@ -330,7 +331,8 @@ def lives(own_cluster, tmp_path_factory):
                 refused = live_in(scene, weather)
                 scene.until_phases(Succeeded=3)
                 calls = list(scene.replica.proxy.calls)
-                return Lived(scene.made_twice(), scene.replica.ends, scene.phases(), refused, calls)
+                log = scene.replica.log()
+                return Lived(scene.made_twice(), scene.replica.ends, scene.phases(), refused, calls, log)
             except AssertionError as error:
                 raise AssertionError(f"{weather}: {error}\n{scene.replica.log()[-3000:]}") from error
             finally:
@@ -345,7 +347,7 @@ def test_in_bad_weather_every_job_finishes(lives, weather):
     future: Future[Lived] = lives[weather]
     lived = future.result()
     assert (lived.made_twice, lived.phases) == ([], {"Succeeded": 3})
-    assert lived.ends == ENDS.get(weather, [])
+    assert lived.ends == ENDS.get(weather, []), lived.log[-20000:]
     *_, proof = WEATHERS[weather]
     assert proof <= lived.befallen(), "else the weather was fine"
 
