@@ -61,6 +61,20 @@ def test_sigterm_saves_and_leaves(workers, tmp_path, asked):
     assert not worker.survivors()
 
 
+def test_killed_before_it_could_leave(workers, tmp_path):
+    worker = workers.start(job(tmp_path, 1, **LONG), tmp_path / "run")
+    (rank,) = worker.ranks(1)
+    worker.await_step(3)
+    rank.send_signal(signal.SIGSTOP)
+    worker.terminate()
+    until((worker.scratch / "termination.json").exists, "its word")
+    worker.kill()
+    worker.wait()
+    told = worker.message()
+    assert (told.exit_code, told.cause) == (KILLED, Cause.PREEMPTED)
+    assert told.message.startswith("was asked to leave and had to be killed")
+
+
 def test_sigterm_during_an_evaluation(workers, tmp_path):
     spec = {"evaluation": {"every": {"steps": 5}, "batchSize": 1}, "data": {"split": {"train": 1, "validation": 9}}}
     wanted = tiny.job(

@@ -103,11 +103,11 @@ WORKERS = {
         pod("Running", ended(70), beside=ended(0), priority=1),
         ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
     ),
-    "its containers were killed, and whether its node did so is yet to be told": (
+    "its containers were killed, and it was not asked to leave before": (
         pod("Running", ended(137, message=LOG), beside=ended(0)),
-        ObservedWorker(0, WorkerPhase.RUNNING, at(5), node="n1"),
+        failed(137),
     ),
-    "its containers were killed, and it is known why": (
+    "its containers were killed for memory": (
         pod("Running", ended(137, "OOMKilled"), beside=ended(0)),
         failed(137, reason=PlatformReason.OOM_KILLED),
     ),

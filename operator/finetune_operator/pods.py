@@ -109,9 +109,10 @@ def parse_time(text: str | None) -> datetime | None:
 def _phase(pod: Raw) -> WorkerPhase:
     """The pod's phase, but failed as soon as its containers have: a second passes until their kubelet has tidied up.
 
-    They are never restarted; what the kubelet has lost sight of (ContainerStatusUnknown) may run yet. Two wait for the
-    pod: a worker that was killed without a word, for that its node has evicted it is told with the pod's end; and one
-    with a priority, for until then its place is taken, and its successor would push others off their nodes.
+    They are never restarted; what the kubelet has lost sight of (ContainerStatusUnknown) may run yet. That its node
+    killed it is told only with the pod's end, but whoever is asked to leave says so at once (finetune_trainer.launch).
+    One with a priority waits for the pod: until then its place is taken, and its successor would push others off their
+    nodes.
     """
     status, spec = pod.get("status") or {}, pod["spec"]
     phase = _PHASES.get(status.get("phase") or "Pending", WorkerPhase.RUNNING)
@@ -119,16 +120,8 @@ def _phase(pod: Raw) -> WorkerPhase:
         return phase
     ends = [(one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or []]
     codes = [_exit_code(end) for end in ends]
-    has_ended = len(codes) == len(spec["containers"]) and None not in codes and all(map(_is_told, ends))
+    has_ended = len(codes) == len(spec["containers"]) and None not in codes
     return WorkerPhase.FAILED if has_ended and any(codes) else phase
-
-
-def _is_told(ended: Raw) -> bool:
-    """Whether all is told of a container's end."""
-    code = _exit_code(ended)
-    return (
-        code != ExitCode.KILLED or ended.get("reason") == _OOM or read_message(ended.get("message"), code) is not None
-    )
 
 
 def _container(status: Raw) -> Raw:

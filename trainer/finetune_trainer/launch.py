@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,12 @@ GRACE_SECONDS = 5.0
 """For the others to notice by themselves that a peer is gone, before they are killed."""
 DUMP_SECONDS = 0.5
 """For a process to write its stacks."""
+CUT_SHORT = TerminationMessage(
+    exit_code=ExitCode.KILLED,
+    cause=Cause.PREEMPTED,
+    message="was asked to leave and had to be killed; what it did after its last checkpoint is lost",
+)
+"""Said as soon as it is asked to leave, for a killed worker says nothing; what it says as it leaves takes the place."""
 START_SECONDS = 120.0
 """Imports alone may take this long on a busy machine; until its first sign of life a process is given it."""
 
@@ -266,19 +272,22 @@ def main() -> int:
     except SpecError as error:
         message = TerminationMessage(exit_code=ExitCode.BAD_SPEC, cause=Cause.CONFIGURATION, message=str(error)[:1000])
     else:
-        message = _run(Worker(job, environment, scratch, oom_kills=count_oom_kills()))
+        worker = Worker(job, environment, scratch, oom_kills=count_oom_kills())
+        message = _run(worker, lambda: _write(CUT_SHORT, environment))
     if not message.step:  # a process that was killed or stalled could not say how far it was
         message = message.model_copy(update={"step": last_step(run.history)})
     log.info("%s (exit code %d)", message.message, message.exit_code)
-    with contextlib.suppress(OSError):  # a full disk: the exit code says enough
-        Path(environment.get(Variable.TERMINATION_LOG, scratch / "termination.json")).write_bytes(bounded(message))
+    _write(message, environment)
+    with contextlib.suppress(OSError):
         if environment.get(Variable.WORKER, "0") == "0":
             record_end(run.attempts, attempt=int(environment.get(Variable.ATTEMPT, "1")), message=message)
     return message.exit_code
 
 
-def _run(worker: Worker) -> TerminationMessage:
+def _run(worker: Worker, say_cut_short: Callable[[], None]) -> TerminationMessage:
     def leave(_signal: int, _frame: FrameType | None) -> None:
+        if not worker.asked_to_leave:
+            say_cut_short()
         worker.ask_to_leave()
 
     signal.signal(signal.SIGTERM, leave)
@@ -287,7 +296,16 @@ def _run(worker: Worker) -> TerminationMessage:
         worker.start()
         return worker.watch()
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         worker.kill()
+
+
+def _write(message: TerminationMessage, environment: Mapping[str, str]) -> None:
+    """Put it where whoever runs this worker looks for it."""
+    path = environment.get(Variable.TERMINATION_LOG, f"{environment[Variable.SCRATCH]}/termination.json")
+    with contextlib.suppress(OSError):  # a full disk: the exit code says enough
+        Path(path).write_bytes(bounded(message))
 
 
 if __name__ == "__main__":
