@@ -67,7 +67,8 @@ def test_killed_before_it_could_leave(workers, tmp_path):
     worker.await_step(3)
     rank.send_signal(signal.SIGSTOP)
     worker.terminate()
-    until((worker.scratch / "termination.json").exists, "its word")
+    word = worker.scratch / "termination.json"
+    until(lambda: word.exists() and word.stat().st_size, "its word")
     worker.kill()
     worker.wait()
     told = worker.message()

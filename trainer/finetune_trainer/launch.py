@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -272,8 +272,7 @@ def main() -> int:
     except SpecError as error:
         message = TerminationMessage(exit_code=ExitCode.BAD_SPEC, cause=Cause.CONFIGURATION, message=str(error)[:1000])
     else:
-        worker = Worker(job, environment, scratch, oom_kills=count_oom_kills())
-        message = _run(worker, lambda: _write(CUT_SHORT, environment))
+        message = _run(Worker(job, environment, scratch, oom_kills=count_oom_kills()))
     if not message.step:  # a process that was killed or stalled could not say how far it was
         message = message.model_copy(update={"step": last_step(run.history)})
     log.info("%s (exit code %d)", message.message, message.exit_code)
@@ -284,10 +283,10 @@ def main() -> int:
     return message.exit_code
 
 
-def _run(worker: Worker, say_cut_short: Callable[[], None]) -> TerminationMessage:
+def _run(worker: Worker) -> TerminationMessage:
     def leave(_signal: int, _frame: FrameType | None) -> None:
         if not worker.asked_to_leave:
-            say_cut_short()
+            _write(CUT_SHORT, worker.environment)
         worker.ask_to_leave()
 
     signal.signal(signal.SIGTERM, leave)
