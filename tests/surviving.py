@@ -26,6 +26,8 @@ SIZED = {
 }
 """A runtime whose jobs have a claim made for them."""
 RESTART_SECONDS = 1.0
+ANSWER_SECONDS = 60.0
+"""An API server takes no longer over a request; soon after etcd's return it took more than 10 s over a write."""
 _volumes = itertools.count()
 
 
@@ -126,7 +128,7 @@ class Outside:
         kind = "application/merge-patch+json" if verb == "PATCH" else "application/json"
         request = urllib.request.Request(url, data, {"Content-Type": kind}, method=verb)
         try:
-            with urllib.request.urlopen(request, timeout=10, context=self._context) as answer:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS, context=self._context) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
